@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! PID 1 of the guest: mounts, loads the driver, runs one scenario, says exactly one verdict to the
+//! host, and powers off. Whatever goes wrong, also in here, becomes a failing verdict.
+
+mod cmdline;
+mod mounts;
+mod power;
+mod shell;
+mod verdict;
+mod workload;
+
+use anyhow::{Context, Result, ensure};
+use cmdline::Options;
+use std::time::{Duration, Instant};
+use svmx::module::{self, ModuleError};
+use svmx::report::Message;
+use verdict::Ending;
+
+fn main() {
+    // Nothing can be said before /proc, /sys and /dev are there.
+    let mounted = mounts::mount_all();
+    verdict::fail_on_panic();
+    let ending = match mounted.context("mounting").and_then(|()| run()) {
+        Ok(Some(ending)) => ending,
+        Ok(None) => power::off(),
+        Err(error) => Ending::fail(format!("init: {error:#}")),
+    };
+    verdict::say(ending);
+    power::off();
+}
+
+/// `None` if there was nothing to judge.
+fn run() -> Result<Option<Ending>> {
+    let options = Options::read()?;
+    mounts::attach_console();
+    let scenario = options.scenario.as_str();
+    verdict::open_port();
+    verdict::tell(&Message::Started { scenario: scenario.into() });
+    if scenario == "shell" {
+        module::load(&options.module).unwrap_or_else(|error| println!("{error}"));
+        shell::run()?;
+        return Ok(None);
+    }
+    // It shows that the driver can be loaded, so it does so itself.
+    if scenario != "reload" {
+        module::load(&options.module)?;
+        module::wait_for_devices(options.devices, Duration::from_secs(10))?;
+    }
+    power::watch(options.limit + Duration::from_secs(15));
+    let ending = workload::run(&options)?;
+    let unloaded = unload_module();
+    Ok(Some(match unloaded {
+        Err(error) if ending.passed() => {
+            Ending { metrics: ending.metrics, ..Ending::fail(format!("{error:#}")) }
+        }
+        _ => ending,
+    }))
+}
+
+/// All processes are gone, so nothing may hold the driver.
+fn unload_module() -> Result<()> {
+    if !module::is_loaded() {
+        return Ok(());
+    }
+    let start = Instant::now();
+    loop {
+        match module::unload() {
+            Ok(()) => break,
+            // The last file may still be on its way out.
+            Err(ModuleError::Unload(_)) if start.elapsed() < Duration::from_secs(3) => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => return Err(error).context("after the workload"),
+        }
+    }
+    ensure!(!module::is_loaded(), "the driver is still there after it was unloaded");
+    Ok(())
+}
