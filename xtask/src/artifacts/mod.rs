@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! What is built from this checkout: the device, the guest's programs, the driver, the initramfs.
+
+pub(crate) mod driver;
+pub(crate) mod initramfs;
+pub(crate) mod programs;

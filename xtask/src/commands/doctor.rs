@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! `cargo xtask doctor`: what is here, what is missing, and what to type. Changes nothing.
+
+use crate::cache::Cache;
+use crate::checkout;
+use crate::failure::Reported;
+use crate::kernel::{Flavour, Kernel, Source};
+use crate::toolchain::{Manifest, Toolchain, mirror, prerequisites};
+use crate::vm::probe;
+use anyhow::Result;
+use nix::sys::statvfs::statvfs;
+use nix::unistd::Uid;
+use std::path::Path;
+use std::process::Stdio;
+use tokio::process::Command;
+
+/// What toolchain root, kernel source and one kernel take, with room to work.
+const DISK_GIB: u64 = 8;
+
+/// How something stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Ok,
+    /// `run` sees to it.
+    Later,
+    Missing,
+}
+
+struct Finding {
+    what: &'static str,
+    state: State,
+    detail: String,
+}
+
+fn finding(what: &'static str, state: State, detail: impl Into<String>) -> Finding {
+    Finding { what, state, detail: detail.into() }
+}
+
+/// Prints the table; fails if `run` could not work.
+pub(crate) async fn run() -> Result<()> {
+    let cache = Cache::open()?;
+    let manifest = Manifest::load()?;
+    let toolchain = Toolchain::find(&cache, &manifest, Flavour::Fast)?;
+    let mut findings = vec![compiler().await, static_libc().await];
+    findings.extend(root_tools(toolchain.is_some()).await);
+    findings.push(finding(
+        "mirror",
+        State::Ok,
+        mirror::discover().unwrap_or_else(|| "mmdebstrap's own".to_owned()),
+    ));
+    findings.push(disk(cache.dir(), toolchain.is_some())?);
+    findings.extend(cached(&cache, &manifest, toolchain.is_some())?);
+    findings.push(match probe::probe().await {
+        Ok(()) => finding("KVM", State::Ok, "works"),
+        Err(reason) => finding("KVM", State::Ok, format!("not used, TCG instead: {reason}")),
+    });
+    for Finding { what, state, detail } in &findings {
+        let state = match state {
+            State::Ok => "ok",
+            State::Later => "later",
+            State::Missing => "MISSING",
+        };
+        println!("{what:<16} {state:<8} {detail}");
+    }
+    if findings.iter().any(|finding| finding.state == State::Missing) {
+        return Err(Reported.into());
+    }
+    Ok(())
+}
+
+async fn compiler() -> Finding {
+    let mut command = Command::new(checkout::cargo());
+    match command.arg("--version").stdin(Stdio::null()).output().await {
+        Ok(output) => finding("cargo", State::Ok, String::from_utf8_lossy(&output.stdout).trim()),
+        Err(error) => finding("cargo", State::Missing, error.to_string()),
+    }
+}
+
+/// The guest's programs are linked with glibc's static form.
+async fn static_libc() -> Finding {
+    const REMEDY: &str = "apt-get install gcc libc6-dev (or your distribution's: cc and a static glibc)";
+    let mut command = Command::new("cc");
+    match command.args(["-print-file-name=libc.a"]).stdin(Stdio::null()).output().await {
+        Err(_) => finding("cc", State::Missing, REMEDY),
+        Ok(output) => {
+            let file = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+            if Path::new(&file).is_absolute() {
+                finding("static glibc", State::Ok, file)
+            } else {
+                finding("static glibc", State::Missing, REMEDY)
+            }
+        }
+    }
+}
+
+/// mmdebstrap is needed only until there is a root; bubblewrap always.
+async fn root_tools(have_root: bool) -> Vec<Finding> {
+    let installs_itself = Uid::effective().is_root() && prerequisites::on_path("apt-get").is_some();
+    let missing = prerequisites::missing();
+    let bwrap = prerequisites::on_path("bwrap").is_some();
+    let mut findings: Vec<Finding> = missing
+        .into_iter()
+        .filter(|_| !have_root || !bwrap)
+        .map(|missing| {
+            let state = if installs_itself { State::Later } else { State::Missing };
+            finding("host packages", state, format!("{}: {}", missing.what, missing.remedy))
+        })
+        .collect();
+    if findings.is_empty() {
+        findings.push(finding("host packages", State::Ok, "mmdebstrap, bubblewrap"));
+    }
+    if bwrap {
+        findings.push(match prerequisites::sandbox_works().await {
+            Ok(()) => finding("sandbox", State::Ok, "bwrap works"),
+            Err(reason) => finding("sandbox", State::Missing, reason),
+        });
+    }
+    findings
+}
+
+fn disk(cache: &Path, have_root: bool) -> Result<Finding> {
+    let status = statvfs(cache)?;
+    let free = (status.blocks_available() * status.fragment_size()) >> 30;
+    let enough = have_root || free >= DISK_GIB;
+    let state = if enough { State::Ok } else { State::Missing };
+    Ok(finding("disk", state, format!("{free} GiB free in {} (needs {DISK_GIB} once)", cache.display())))
+}
+
+fn cached(cache: &Cache, manifest: &Manifest, have_root: bool) -> Result<Vec<Finding>> {
+    let entry = |what, found: Option<String>| match found {
+        Some(detail) => finding(what, State::Ok, detail),
+        None => finding(what, State::Later, "made by `setup` or the first `run`"),
+    };
+    let source = Source::find(cache, manifest)?.map(|source| source.package);
+    let mut findings =
+        vec![entry("toolchain root", have_root.then(|| "made".to_owned())), entry("kernel source", source)];
+    for (what, flavour) in
+        [("kernel fast", Flavour::Fast), ("kernel debug", Flavour::Debug), ("kernel kasan", Flavour::Kasan)]
+    {
+        match Kernel::find(cache, manifest, flavour)? {
+            Some(kernel) => findings.push(finding(what, State::Ok, kernel.release()?)),
+            // The others are built when somebody asks for them.
+            None if flavour == Flavour::Fast => findings.push(entry(what, None)),
+            None => {}
+        }
+    }
+    Ok(findings)
+}

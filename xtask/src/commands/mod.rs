@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The commands, a file each.
+
+pub(crate) mod doctor;
+pub(crate) mod run;
+pub(crate) mod setup;
+pub(crate) mod shell;
+pub(crate) mod test;

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! `cargo xtask test`: every check, cheapest first: style, the crates' own tests, then the scenarios.
+
+use crate::checkout;
+use crate::failure::{Reported, bad_request};
+use crate::options::RunOptions;
+use crate::process;
+use crate::progress::Progress;
+use crate::report::{self, JsonFile, Row};
+use crate::scenario::{SCENARIOS, Scenario};
+use crate::vm::{Machine, Verdict};
+use crate::{batch, prepare};
+use anyhow::Result;
+use serde_json::Map;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+use tokio::process::Command;
+
+/// Options of `test`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Runs only what has this in its name
+    filter: Option<String>,
+    /// Shows the table instead of running it
+    #[arg(long)]
+    list: bool,
+    #[command(flatten)]
+    common: RunOptions,
+}
+
+/// A check that cargo does.
+#[derive(Debug)]
+struct Check {
+    name: &'static str,
+    shows: &'static str,
+    arguments: &'static [&'static str],
+    /// A cargo subcommand that may not be installed.
+    needs: Option<&'static str>,
+}
+
+const CHECKS: [Check; 6] = [
+    Check {
+        name: "fmt",
+        shows: "the sources are formatted",
+        arguments: &["fmt", "--all", "--check"],
+        needs: Some("fmt"),
+    },
+    Check {
+        name: "abi",
+        shows: "sizes and offsets, and the tables of docs/spec.md",
+        arguments: &["test", "--package", "svmx-abi"],
+        needs: None,
+    },
+    Check {
+        name: "device",
+        shows: "the device against models, a mock driver and a real socket",
+        arguments: &["test", "--package", "svmx-device"],
+        needs: None,
+    },
+    Check {
+        name: "guest",
+        shows: "the guest's library, init and workloads, as far as they run on the host",
+        arguments: &["test", "--package", "svmx"],
+        needs: None,
+    },
+    Check {
+        name: "xtask",
+        shows: "xtask's own parts",
+        arguments: &["test", "--package", "xtask"],
+        needs: None,
+    },
+    Check {
+        name: "clippy",
+        shows: "no warning in any crate",
+        arguments: &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+        needs: Some("clippy"),
+    },
+];
+
+/// A check has this long; a cold build is part of it.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1200);
+
+/// Runs the rows that the filter leaves.
+pub(crate) async fn run(options: Options) -> Result<()> {
+    let wanted = |name: &str| options.filter.as_ref().is_none_or(|filter| name.contains(filter));
+    let checks: Vec<&Check> = CHECKS.iter().filter(|check| wanted(check.name)).collect();
+    let scenarios: Vec<&'static Scenario> = SCENARIOS.iter().filter(|row| wanted(row.name)).collect();
+    if checks.is_empty() && scenarios.is_empty() {
+        let filter = options.filter.unwrap_or_default();
+        return Err(bad_request(format!("no test has {filter:?} in its name; see `test --list`")));
+    }
+    batch::check(&options.common, &scenarios)?;
+    if options.list {
+        list(&checks, &scenarios);
+        return Ok(());
+    }
+    let json = options.common.json.as_deref().map(JsonFile::create).transpose()?;
+    let progress = Progress::new(options.common.vm.verbose);
+    let mut rows = Vec::new();
+    for check in checks {
+        rows.push(run_check(check, &progress).await?);
+    }
+    if !scenarios.is_empty() {
+        let machine = prepare::machine(&options.common.vm, &progress).await;
+        rows.extend(run_scenarios(machine, &options.common, &scenarios, &progress).await?);
+    }
+    if let Some(json) = json {
+        json.write(&rows)?;
+    }
+    println!("{}", report::summary(&rows));
+    if rows.iter().any(|row| row.verdict == Verdict::Fail) { Err(Reported.into()) } else { Ok(()) }
+}
+
+/// Every scenario has a row, also when there is nothing to boot.
+async fn run_scenarios(
+    machine: Result<Machine>,
+    options: &RunOptions,
+    scenarios: &[&'static Scenario],
+    progress: &Progress,
+) -> Result<Vec<Row>> {
+    let machine = match machine {
+        Ok(machine) => machine,
+        Err(error) if error.is::<crate::failure::BadRequest>() => return Err(error),
+        Err(error) => {
+            println!("no scenario can run: {error:#}");
+            let fail = |scenario: &&Scenario| Row {
+                name: scenario.name.to_owned(),
+                verdict: Verdict::Fail,
+                duration_s: 0.0,
+                metrics: Map::new(),
+            };
+            return Ok(scenarios.iter().map(fail).collect());
+        }
+    };
+    let mut rows = Vec::new();
+    for scenario in scenarios {
+        rows.push(batch::run(&machine, options, scenario, progress).await?.0);
+    }
+    Ok(rows)
+}
+
+fn list(checks: &[&Check], scenarios: &[&Scenario]) {
+    for check in checks {
+        println!("{:<20}  {}", check.name, check.shows);
+    }
+    for scenario in scenarios {
+        println!("{:<20}  {}", scenario.name, scenario.shows);
+    }
+}
+
+async fn run_check(check: &Check, progress: &Progress) -> Result<Row> {
+    let started = Instant::now();
+    let (verdict, detail) = match check.needs {
+        Some(subcommand) if !has_subcommand(subcommand).await => {
+            (Verdict::Skip, format!("cargo {subcommand} is not installed"))
+        }
+        _ => execute(check, progress).await?,
+    };
+    let duration_s = started.elapsed().as_secs_f64();
+    let row = Row { name: check.name.to_owned(), verdict, duration_s, metrics: Map::new() };
+    println!("{}", row.line(&detail));
+    Ok(row)
+}
+
+async fn has_subcommand(name: &str) -> bool {
+    let mut command = Command::new(checkout::cargo());
+    command.args([name, "--version"]).stdin(Stdio::null()).kill_on_drop(true);
+    command.output().await.is_ok_and(|output| output.status.success())
+}
+
+async fn execute(check: &Check, progress: &Progress) -> Result<(Verdict, String)> {
+    let logs = checkout::work().join("checks");
+    std::fs::create_dir_all(&logs)?;
+    let log = logs.join(format!("{}.log", check.name));
+    std::fs::File::create(&log)?;
+    let mut command = Command::new(checkout::cargo());
+    command.args(check.arguments).current_dir(checkout::root()).env("CARGO_TERM_COLOR", "never");
+    let step = progress.quiet_step(check.name);
+    let mut tests = 0;
+    let running = process::logged(&mut command, &log, &step, |step, line| {
+        tests += passed(line);
+        step.note(line.trim());
+    });
+    Ok(match tokio::time::timeout(CHECK_TIMEOUT, running).await {
+        Ok(Ok(())) if tests > 0 => (Verdict::Pass, format!("{tests} tests")),
+        Ok(Ok(())) if check.arguments[0] == "test" => {
+            (Verdict::Fail, format!("it ran no test ({})", log.display()))
+        }
+        Ok(Ok(())) => (Verdict::Pass, String::new()),
+        Ok(Err(error)) => (Verdict::Fail, format!("{error:#}")),
+        Err(_) => (Verdict::Fail, timed_out(&log)),
+    })
+}
+
+fn timed_out(log: &Path) -> String {
+    format!("not done after {} s\n{}", CHECK_TIMEOUT.as_secs(), process::tail(log, 20))
+}
+
+/// The tests that a summary line of libtest counts as passed.
+fn passed(line: &str) -> u32 {
+    let count = |line: &str| line.strip_prefix("test result: ok. ")?.split(' ').next()?.parse().ok();
+    count(line).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_differ_across_both_tables() {
+        let names: Vec<_> =
+            CHECKS.iter().map(|check| check.name).chain(SCENARIOS.iter().map(|row| row.name)).collect();
+        let distinct: std::collections::HashSet<_> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len());
+    }
+
+    #[test]
+    fn passed_tests_are_counted() {
+        assert_eq!(passed("test result: ok. 31 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out"), 31);
+        assert_eq!(passed("test result: FAILED. 3 passed; 1 failed"), 0);
+        assert_eq!(passed("running 3 tests"), 0);
+    }
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The options that every command that boots a guest has, and what a good value is.
+
+use crate::kernel::Flavour;
+use crate::vm::AccelChoice;
+use std::path::PathBuf;
+
+/// Options of the guest and its devices.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct VmOptions {
+    /// What runs the guest
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) accel: AccelChoice,
+    /// The guest's CPUs
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub(crate) cpus: u32,
+    /// The guest's memory, with a suffix M or G
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = memory)]
+    pub(crate) mem: u64,
+    /// Devices to attach [default: what the scenario needs]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub(crate) devices: Option<u32>,
+    /// Builds the guest's kernel from this source tree
+    #[arg(long, value_name = "DIR")]
+    pub(crate) kernel_src: Option<PathBuf>,
+    /// How the kernel is configured
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) flavour: Flavour,
+    /// Runs the guest with this QEMU, on the host as it is
+    #[arg(long, value_name = "PATH")]
+    pub(crate) qemu: Option<PathBuf>,
+    /// The device waits this long between the read and the write of an atomic
+    #[arg(long, value_name = "NS")]
+    pub(crate) rmw_delay: Option<u64>,
+    /// Says more: the guest's whole boot, the device's requests, what is cached
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+}
+
+/// Options of commands that judge what the guest did.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct RunOptions {
+    #[command(flatten)]
+    pub(crate) vm: VmOptions,
+    /// Ends a scenario that has no verdict by then [default: the scenario's own limit]
+    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) timeout: Option<u64>,
+    /// Seeds what is random in the guest [default: a new one each time]
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Writes the results to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+/// Less than this, and the guest's own workloads don't fit.
+const LEAST_MEMORY: u64 = 256 << 20;
+const MOST_MEMORY: u64 = 1 << 40;
+
+fn memory(text: &str) -> Result<u64, String> {
+    let bad = || "expected a number with a suffix M or G, such as 512M or 2G".to_owned();
+    let (digits, unit) = match text.char_indices().next_back() {
+        Some((end, 'M' | 'm')) => (&text[..end], 1 << 20),
+        Some((end, 'G' | 'g')) => (&text[..end], 1 << 30),
+        _ => return Err(bad()),
+    };
+    let size = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(bad)?;
+    if !(LEAST_MEMORY..=MOST_MEMORY).contains(&size) {
+        return Err("expected at least 256M, and at most 1024G".to_owned());
+    }
+    Ok(size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_sizes() {
+        assert_eq!(memory("1G"), Ok(1 << 30));
+        assert_eq!(memory("512m"), Ok(512 << 20));
+        for bad in
+            ["", "G", "1", "1T", "-1G", "1.5G", "255M", "99999999999999999999G", "18446744073709551615G", "é"]
+        {
+            assert!(memory(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! From a fresh checkout to everything that boots: toolchain, kernel, driver, programs.
+
+use crate::artifacts::initramfs::Origins;
+use crate::artifacts::{driver, programs};
+use crate::cache::Cache;
+use crate::kernel::{Flavour, Kernel};
+use crate::options::VmOptions;
+use crate::progress::Progress;
+use crate::toolchain::{Manifest, Toolchain};
+use crate::vm::{Accel, Machine, Qemu};
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+
+/// Builds whatever `options` need and the caches don't have.
+pub(crate) async fn machine(options: &VmOptions, progress: &Progress) -> Result<Machine> {
+    // First what can be refused at once.
+    let own = match &options.qemu {
+        Some(path) => Some(Qemu::own(path).await?),
+        None => None,
+    };
+    let accel = Accel::choose(options.accel, progress).await?;
+    progress.detail(format!("accelerator: {}", accel.name()));
+    let (system, device, guest) = tokio::try_join!(
+        system(options.flavour, options.kernel_src.as_deref(), progress),
+        programs::device(progress),
+        programs::guest(progress),
+    )?;
+    let origins = Origins {
+        guest,
+        driver: system.driver,
+        kernel: system.kernel.build.clone(),
+        toolchain: system.toolchain.root.clone(),
+    };
+    Ok(Machine {
+        kernel: system.kernel,
+        origins,
+        device,
+        qemu: own.unwrap_or(Qemu::Packaged(system.toolchain)),
+        accel,
+        cpus: options.cpus,
+        memory: options.mem,
+        verbose: options.verbose,
+    })
+}
+
+/// The parts that come from the toolchain root.
+pub(crate) struct System {
+    pub(crate) toolchain: Toolchain,
+    pub(crate) kernel: Kernel,
+    pub(crate) driver: PathBuf,
+}
+
+/// Toolchain root, kernel and driver.
+pub(crate) async fn system(flavour: Flavour, tree: Option<&Path>, progress: &Progress) -> Result<System> {
+    let cache = Cache::open()?;
+    let manifest = Manifest::load()?;
+    let toolchain = Toolchain::ensure(&cache, &manifest, flavour, progress).await?;
+    let kernel = match tree {
+        Some(tree) => Kernel::from_tree(&cache, &toolchain, tree, flavour, progress).await?,
+        None => Kernel::ensure(&cache, &manifest, &toolchain, flavour, progress).await?,
+    };
+    let driver = driver::build(&kernel, &toolchain, progress).await?;
+    Ok(System { toolchain, kernel, driver })
+}

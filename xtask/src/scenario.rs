@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The table of what is run in the guest: one row a scenario.
+
+/// A row. The guest's workload of the same name does the work and judges it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    /// What a pass shows, in a line.
+    pub(crate) shows: &'static str,
+    /// Devices it has unless `--devices` says otherwise; it can't do with fewer.
+    pub(crate) devices: u32,
+    /// Options of the device process.
+    pub(crate) device_options: &'static [&'static str],
+    /// Parameters of the driver.
+    pub(crate) module: &'static str,
+    /// Seconds that a workload without an end of its own works.
+    pub(crate) duration: Option<u32>,
+    /// Whether the guest may ask for a device to be killed.
+    pub(crate) kills_devices: bool,
+    /// Seconds from QEMU's start to its end with the flavour `fast` under TCG.
+    pub(crate) timeout: u32,
+}
+
+/// What a row is unless it says otherwise.
+const ROW: Scenario = Scenario {
+    name: "",
+    shows: "",
+    devices: 1,
+    device_options: &[],
+    module: "",
+    duration: None,
+    kills_devices: false,
+    timeout: 180,
+};
+
+/// All scenarios, in the order in which they run.
+pub(crate) const SCENARIOS: [Scenario; 9] = [
+    Scenario {
+        name: "counter",
+        shows: "CPU threads and the device on the same counters: the sum is exact",
+        ..ROW
+    },
+    Scenario {
+        name: "counter-unprotected",
+        shows: "the same without exclusive access: updates are lost",
+        module: "unsafe_map_without_exclusive_access=1",
+        ..ROW
+    },
+    Scenario {
+        name: "atomics",
+        shows: "every operation, width and alignment against a model on the CPU",
+        ..ROW
+    },
+    Scenario {
+        name: "two-devices",
+        shows: "two devices and CPU threads on the same counters: the sum is exact",
+        devices: 2,
+        ..ROW
+    },
+    Scenario { name: "two-processes", shows: "neither of two processes reaches the other's memory", ..ROW },
+    Scenario {
+        name: "exit-while-busy",
+        shows: "exit, kill, exec, fork and munmap while commands run: no hang, no warning, no leak",
+        timeout: 300,
+        ..ROW
+    },
+    Scenario {
+        name: "reload",
+        shows: "the driver unloads when unused and refuses when used, 20 rounds",
+        ..ROW
+    },
+    Scenario {
+        name: "device-dies",
+        shows: "the device is killed while it holds pages: waits fail in time, the memory stays usable",
+        kills_devices: true,
+        ..ROW
+    },
+    Scenario {
+        name: "garbage",
+        shows: "garbage in rings, doorbells and ioctls for a minute harms nobody but its writer",
+        duration: Some(60),
+        timeout: 300,
+        ..ROW
+    },
+];
+
+/// What `run` shows without an argument.
+pub(crate) const DEMONSTRATION: [&str; 2] = ["counter", "counter-unprotected"];
+
+/// An interactive guest: not in the table, as it shows nothing.
+pub(crate) const SHELL: Scenario = Scenario { name: "shell", ..ROW };
+
+/// The row of that name.
+pub(crate) fn find(name: &str) -> Option<&'static Scenario> {
+    SCENARIOS.iter().find(|scenario| scenario.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn rows_are_complete_and_names_differ() {
+        let names: HashSet<_> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
+        assert_eq!(names.len(), SCENARIOS.len());
+        assert!(SCENARIOS.iter().all(|row| !row.shows.is_empty() && row.devices > 0 && row.timeout > 0));
+        assert!(DEMONSTRATION.iter().all(|name| find(name).is_some()));
+    }
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The device processes of a run: started before QEMU, watched, and expected to end well.
+
+use crate::process::{self, Running};
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use std::fs::File;
+use std::future::poll_fn;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::process::{ExitStatus, Stdio};
+use std::task::Poll;
+use std::time::Duration;
+use tokio::process::Command;
+
+/// How long a device may take to listen on its socket, or to end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One device process.
+#[derive(Debug)]
+pub(crate) struct Device {
+    running: Running,
+    pub(crate) socket: PathBuf,
+    pub(crate) log: PathBuf,
+    ended: Option<ExitStatus>,
+    killed: bool,
+}
+
+impl Device {
+    /// Starts device number `index` and waits until it listens.
+    pub(crate) async fn start(
+        binary: &Path,
+        index: usize,
+        options: &[String],
+        sockets: &Path,
+        run_dir: &Path,
+    ) -> Result<Self> {
+        let socket = sockets.join(format!("device-{index}.sock"));
+        let log = run_dir.join(format!("device-{index}.log"));
+        let stderr = File::create(&log)?;
+        let mut command = Command::new(binary);
+        command.arg("--socket").arg(&socket).args(options);
+        command.stdin(Stdio::null()).stdout(stderr.try_clone()?).stderr(stderr);
+        let running = Running::start(&mut command)?;
+        let mut device = Device { running, socket, log, ended: None, killed: false };
+        device.listening().await.with_context(|| format!("device {index}"))?;
+        Ok(device)
+    }
+
+    async fn listening(&mut self) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while !self.socket.exists() {
+            tokio::select! {
+                status = self.running.wait() => {
+                    bail!("ended before it listened: {}\n{}", process::describe(status?), process::tail(&self.log, 10))
+                }
+                () = tokio::time::sleep_until(deadline) => {
+                    bail!("does not listen on its socket\n{}", process::tail(&self.log, 10))
+                }
+                () = tokio::time::sleep(Duration::from_millis(2)) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends it without warning, because the guest asked for that.
+    pub(crate) async fn kill(&mut self) -> Result<()> {
+        self.killed = true;
+        self.running.signal(Signal::SIGKILL);
+        self.ended = Some(self.running.wait().await?);
+        Ok(())
+    }
+
+    /// Sees to its end after QEMU's; what is wrong with it.
+    pub(crate) async fn finish(&mut self, index: usize) -> Option<String> {
+        if self.killed {
+            return None;
+        }
+        if let Ok(status) = tokio::time::timeout(PATIENCE, self.running.wait()).await {
+            return match status {
+                Ok(status) if status.success() => None,
+                Ok(status) => Some(format!("device {index} ended with {}", process::describe(status))),
+                Err(error) => Some(format!("device {index} can't be waited for: {error}")),
+            };
+        }
+        self.running.signal(Signal::SIGTERM);
+        let obeyed = tokio::time::timeout(PATIENCE, self.running.wait()).await.is_ok();
+        self.running.signal(Signal::SIGKILL);
+        let how = if obeyed { "had to be told to end" } else { "had to be killed: it ignores SIGTERM" };
+        Some(format!("device {index} {how} after QEMU was gone"))
+    }
+}
+
+/// Waits until one of them ends that has not been known to have ended. May be cancelled.
+pub(crate) async fn any_end(devices: &mut [Device]) -> (usize, Result<ExitStatus>) {
+    poll_fn(|context| {
+        for (index, device) in devices.iter_mut().enumerate().filter(|(_, device)| device.ended.is_none()) {
+            if let Poll::Ready(status) = pin!(device.running.wait()).poll(context) {
+                device.ended = status.as_ref().ok().copied();
+                return Poll::Ready((index, status));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! One boot of the guest with its devices, from start to verdict.
+
+pub(crate) mod accel;
+mod console;
+mod device;
+pub(crate) mod probe;
+mod qemu;
+mod qmp;
+mod rundir;
+mod terminal;
+mod verdict;
+mod watch;
+
+pub(crate) use accel::{Accel, AccelChoice};
+pub(crate) use qemu::Qemu;
+pub(crate) use verdict::Verdict;
+
+use crate::artifacts::initramfs::{self, Origins};
+use crate::kernel::{Flavour, Kernel};
+use crate::process::{self, Running};
+use crate::progress::Progress;
+use crate::scenario::Scenario;
+use anyhow::{Context, Result};
+use device::Device;
+use serde_json::{Map, Value};
+use std::fs;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+use tokio::net::UnixListener;
+use watch::Watch;
+
+/// Everything that boots, built and ready.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) kernel: Kernel,
+    pub(crate) origins: Origins,
+    pub(crate) device: PathBuf,
+    pub(crate) qemu: Qemu,
+    pub(crate) accel: Accel,
+    pub(crate) cpus: u32,
+    pub(crate) memory: u64,
+    pub(crate) verbose: bool,
+}
+
+/// What a run does on the machine.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) scenario: &'static Scenario,
+    pub(crate) devices: u32,
+    /// Options of every device process, beyond the scenario's own.
+    pub(crate) device_options: Vec<String>,
+    pub(crate) seed: u64,
+    /// `None`: no limit, somebody sits at the console.
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) verdict: Verdict,
+    /// The guest's own words.
+    pub(crate) detail: String,
+    pub(crate) metrics: Map<String, Value>,
+    /// What is wrong beside the guest's verdict. Not empty: the verdict is `Fail`.
+    pub(crate) problems: Vec<String>,
+    pub(crate) duration: Duration,
+    /// Where the logs are.
+    pub(crate) dir: PathBuf,
+}
+
+/// How long QEMU may take from the guest's end, or from `quit`, to its own.
+const QEMU_PATIENCE: Duration = Duration::from_secs(10);
+
+impl Machine {
+    /// Boots, runs the plan, and takes everything down again.
+    ///
+    /// # Errors
+    /// When the run could not begin. Once QEMU runs, whatever goes wrong is in the outcome.
+    pub(crate) async fn run(&self, plan: &Plan, progress: &Progress) -> Result<Outcome> {
+        let started = Instant::now();
+        let dir = rundir::create(plan.scenario.name)?;
+        // A socket's path may have 107 bytes at most, so they aren't in `dir`.
+        let sockets = tempfile::Builder::new().prefix("svmx-").tempdir()?;
+        let listen = |name| UnixListener::bind(sockets.path().join(name)).context("can't listen on a socket");
+        let (qmp, verdicts) = (listen("qmp.sock")?, listen("verdict.sock")?);
+        let console = plan.timeout.is_none().then(|| listen("console.sock")).transpose()?;
+
+        let initramfs = sockets.path().join("initramfs");
+        initramfs::write(&self.origins, &initramfs)?;
+        let mut devices = Vec::new();
+        for index in 0..plan.devices as usize {
+            let mut options = plan.device_options.clone();
+            options.extend(plan.scenario.device_options.iter().map(|&option| option.to_owned()));
+            if self.verbose {
+                options.push("-v".to_owned());
+            }
+            devices.push(Device::start(&self.device, index, &options, sockets.path(), &dir).await?);
+        }
+
+        let device_sockets: Vec<PathBuf> = devices.iter().map(|device| device.socket.clone()).collect();
+        let image = self.kernel.image();
+        let command_line = self.command_line(plan);
+        let mut command = self.qemu.command(&qemu::Guest {
+            accel: self.accel,
+            cpus: self.cpus,
+            memory: self.memory,
+            kernel: &image,
+            initramfs: &initramfs,
+            command_line: &command_line,
+            devices: &device_sockets,
+            sockets: sockets.path(),
+            run_dir: &dir,
+            interactive: console.is_some(),
+        })?;
+        progress.detail(format!("{:?}", command.as_std()));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let booted = Instant::now();
+        let mut qemu = Running::start(&mut command)?;
+        progress.detail(format!("QEMU started {:.3} s after the run began", started.elapsed().as_secs_f64()));
+        let logs = rundir::capture(&mut qemu, &dir)?;
+
+        let mut watch = Watch::new(plan.scenario, &mut devices, &mut qemu, booted);
+        let deadline = plan.timeout.map(|timeout| booted + timeout);
+        watch.run(&qmp, &verdicts, console.as_ref(), deadline).await;
+        let seen = watch.finish();
+        let mut problems = seen.problems;
+        problems.extend(end_qemu(&mut qemu).await);
+        for (index, device) in devices.iter_mut().enumerate() {
+            problems.extend(device.finish(index).await);
+        }
+        logs.finish().await;
+
+        let log = fs::read(dir.join("console.log")).unwrap_or_default();
+        let complaints: Vec<String> =
+            console::complaints(&String::from_utf8_lossy(&log)).into_iter().map(str::to_owned).collect();
+        if let Some(first) = complaints.first() {
+            problems.push(format!("the kernel log is not clean ({} such lines): {first}", complaints.len()));
+        }
+        let verdict = match seen.verdict {
+            Some(verdict) if problems.is_empty() => verdict,
+            _ => Verdict::Fail,
+        };
+        let duration = started.elapsed();
+        let outcome =
+            Outcome { verdict, detail: seen.detail, metrics: seen.metrics, problems, duration, dir };
+        rundir::record(&outcome, plan)?;
+        Ok(outcome)
+    }
+
+    fn command_line(&self, plan: &Plan) -> String {
+        let slowdown = self.kernel.flavour.slowdown();
+        // Notices and worse: each character on the serial line costs an exit.
+        let level = if self.verbose { "loglevel=8 earlyprintk=ttyS0" } else { "loglevel=6" };
+        let mut line = format!(
+            "console=ttyS0 {level} panic=-1 oops=panic pty.legacy_count=0 random.trust_cpu=on \
+             sysctl.kernel.hung_task_timeout_secs={} sysctl.kernel.watchdog_thresh=30 rcupdate.rcu_cpu_stall_timeout=60",
+            20 * slowdown,
+        );
+        if self.kernel.flavour == Flavour::Kasan {
+            line.push_str(" kasan_multi_shot");
+        }
+        line.push_str(&format!(
+            " svmx_init.scenario={} svmx_init.seed={} svmx_init.cpus={} svmx_init.devices={}",
+            plan.scenario.name, plan.seed, self.cpus, plan.devices
+        ));
+        if !plan.scenario.module.is_empty() {
+            line.push_str(&format!(" svmx_init.module={}", plan.scenario.module));
+        }
+        if let Some(timeout) = plan.timeout {
+            line.push_str(&format!(" svmx_init.limit={}", guest_limit(timeout).as_secs()));
+        }
+        if let Some(duration) = plan.scenario.duration {
+            line.push_str(&format!(" svmx_init.duration={duration}"));
+        }
+        line
+    }
+}
+
+impl Outcome {
+    /// The ends of all logs of the run, for a failure's report.
+    pub(crate) fn log_tails(&self) -> String {
+        let mut logs = vec![self.dir.join("console.log")];
+        logs.extend(
+            (0..).map(|index| self.dir.join(format!("device-{index}.log"))).take_while(|log| log.exists()),
+        );
+        logs.push(self.dir.join("qemu.log"));
+        let shown = logs.iter().map(|log| {
+            let lines = if log.ends_with("console.log") { 25 } else { 10 };
+            let name = log.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            format!("  {name}:\n{}\n", process::tail(log, lines))
+        });
+        shown.collect()
+    }
+}
+
+/// The guest gives up before we do, and can say what it was at. It may use its limit and 15 s more.
+fn guest_limit(timeout: Duration) -> Duration {
+    timeout.saturating_sub(Duration::from_secs(30)).max(timeout / 2)
+}
+
+/// Sees to QEMU's end after the guest's; what is wrong with it.
+async fn end_qemu(qemu: &mut Running) -> Option<String> {
+    match tokio::time::timeout(QEMU_PATIENCE, qemu.wait()).await {
+        Ok(Ok(status)) if status.success() => None,
+        Ok(Ok(status)) => Some(format!("QEMU ended with {}", process::describe(status))),
+        Ok(Err(error)) => Some(format!("QEMU can't be waited for: {error}")),
+        Err(_) => {
+            qemu.signal(nix::sys::signal::Signal::SIGKILL);
+            let _ = qemu.wait().await;
+            Some("QEMU did not end and had to be killed".to_owned())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guest_gives_up_first() {
+        assert_eq!(guest_limit(Duration::from_secs(180)), Duration::from_secs(150));
+        assert_eq!(guest_limit(Duration::from_secs(20)), Duration::from_secs(10));
+    }
+}
