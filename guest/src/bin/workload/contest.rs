@@ -45,6 +45,8 @@ pub(crate) struct Goals {
     pub(crate) device_ops: u64,
     /// Grants of each context, and revocations.
     pub(crate) grants: u64,
+    /// It takes at least this long.
+    pub(crate) at_least: Duration,
     /// It has failed if they are not reached by then.
     pub(crate) limit: Duration,
 }
@@ -245,7 +247,7 @@ fn play(teams: &mut [Team], cpu_ops: &AtomicU64, goals: Goals) -> Result<()> {
             return Ok(());
         }
         if more && round.is_multiple_of(16) {
-            short = missing(teams, cpu_ops, goals)?;
+            short = missing(teams, cpu_ops, goals, start.elapsed())?;
             if let Some(short) = &short {
                 step(short.clone());
                 ensure!(start.elapsed() < goals.limit, "after {:?}: {short}", goals.limit);
@@ -256,9 +258,9 @@ fn play(teams: &mut [Team], cpu_ops: &AtomicU64, goals: Goals) -> Result<()> {
 }
 
 /// What is missing to the goals.
-fn missing(teams: &[Team], cpu_ops: &AtomicU64, goals: Goals) -> Result<Option<String>> {
+fn missing(teams: &[Team], cpu_ops: &AtomicU64, goals: Goals, elapsed: Duration) -> Result<Option<String>> {
     let cpu_ops = cpu_ops.load(Relaxed);
-    let mut reached = cpu_ops >= goals.cpu_ops;
+    let mut reached = cpu_ops >= goals.cpu_ops && elapsed >= goals.at_least;
     let mut text = format!("cpu_ops {cpu_ops} of {}", goals.cpu_ops);
     for team in teams {
         let stats = team.device.stats()?;

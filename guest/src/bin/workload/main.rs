@@ -3,11 +3,20 @@
 //! The workloads: `workload SCENARIO [--seed N] [--cpus N] [--devices N] [--limit S] [--duration S]
 //! [--module PARAMETERS]`, or `workload --list`. Run by the init, or by hand in the guest's shell.
 
+mod area;
+mod atomics;
 mod contest;
 mod counter;
+mod device_dies;
+mod exit_while_busy;
 mod link;
+mod maps;
+mod process;
 mod random;
+mod reload;
 mod scenario;
+mod two_devices;
+mod two_processes;
 
 use anyhow::{Context, Result, bail};
 use scenario::{Run, SCENARIOS, Shown};

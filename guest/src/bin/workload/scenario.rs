@@ -2,8 +2,8 @@
 
 //! The table of scenarios, what a scenario is given, and the watchdog that ends one that hangs.
 
-use crate::counter;
 use crate::link;
+use crate::{atomics, counter, device_dies, exit_while_busy, reload, two_devices, two_processes};
 use anyhow::Result;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
@@ -62,10 +62,44 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         shows: "the same without exclusive access loses updates",
         run: counter::unprotected,
     },
+    Scenario {
+        name: "atomics",
+        shows: "every command does what a model on the CPU says, and every mistake gets its status",
+        run: atomics::run,
+    },
+    Scenario {
+        name: "two-devices",
+        shows: "two devices and CPU threads on the same counters lose nothing, and revoke each other",
+        run: two_devices::run,
+    },
+    Scenario {
+        name: "two-processes",
+        shows: "two processes never reach each other's memory, nor anything outside their own",
+        run: two_processes::run,
+    },
+    Scenario {
+        name: "exit-while-busy",
+        shows: "processes end, exec, fork and unmap while commands run; nothing hangs or leaks",
+        run: exit_while_busy::run,
+    },
+    Scenario {
+        name: "reload",
+        shows: "the driver can't be unloaded while in use, can when not, and works each time",
+        run: reload::run,
+    },
+    Scenario {
+        name: "device-dies",
+        shows: "when the device's process is killed waits end with ENODEV and the memory stays",
+        run: device_dies::run,
+    },
 ];
 
 /// Programs that scenarios start as processes of their own: `workload child NAME …`.
-const CHILDREN: &[(&str, Child)] = &[];
+const CHILDREN: &[(&str, Child)] = &[
+    ("two-processes", two_processes::child),
+    ("busy", exit_while_busy::child),
+    ("after-exec", exit_while_busy::after_exec),
+];
 
 type Child = fn(&[String]) -> Result<()>;
 

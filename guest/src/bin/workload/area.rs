@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Memory of every kind, at addresses of a scenario's choice, and queues that may name any of it.
+//! Nothing of it is ever a Rust object: it is reached by atomics through its address.
+#![expect(unsafe_code, reason = "maps memory and reaches it by its address")]
+
+use anyhow::{Context, Result};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap};
+use std::ffi::c_void;
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
+use svmx::abi::queue::{Opcode, Sqe, WidthLog2};
+use svmx::{Completion, Queue};
+
+/// A page.
+pub(crate) const PAGE: u64 = 4096;
+
+/// What backs an area.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Backing {
+    /// Private anonymous memory.
+    Private,
+    /// Shared anonymous memory.
+    SharedAnonymous,
+    /// A memfd, shared.
+    Memfd,
+}
+
+/// Mapped memory.
+#[derive(Debug)]
+pub(crate) struct Area {
+    base: u64,
+    len: u64,
+    /// Bytes from the start that are mapped still.
+    live: u64,
+    readable: bool,
+    writable: bool,
+}
+
+const READ_WRITE: ProtFlags = ProtFlags::PROT_READ.union(ProtFlags::PROT_WRITE);
+
+impl Area {
+    /// `len` bytes, a multiple of the page size.
+    pub(crate) fn new(backing: Backing, len: u64) -> Result<Self> {
+        let size = NonZeroUsize::new(len as usize).context("an area of no bytes")?;
+        // SAFETY: new mappings at an address of the kernel's choice overlap nothing.
+        let base = unsafe {
+            match backing {
+                Backing::Private => mmap_anonymous(None, size, READ_WRITE, MapFlags::MAP_PRIVATE),
+                Backing::SharedAnonymous => mmap_anonymous(None, size, READ_WRITE, MapFlags::MAP_SHARED),
+                Backing::Memfd => {
+                    let file = memfd_create(c"area", MFdFlags::MFD_CLOEXEC).context("memfd_create")?;
+                    nix::unistd::ftruncate(&file, len as i64)?;
+                    mmap(None, size, READ_WRITE, MapFlags::MAP_SHARED, &file, 0)
+                }
+            }
+        };
+        Ok(Self::mapped(base.with_context(|| format!("mapping {backing:?}"))?, len))
+    }
+
+    /// Private anonymous memory at `base`, where nothing is mapped.
+    pub(crate) fn at(base: u64, len: u64) -> Result<Self> {
+        let address = NonZeroUsize::new(base as usize);
+        let size = NonZeroUsize::new(len as usize).context("an area of no bytes")?;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED_NOREPLACE;
+        // SAFETY: MAP_FIXED_NOREPLACE overlaps nothing.
+        let base = unsafe { mmap_anonymous(address, size, READ_WRITE, flags) };
+        Ok(Self::mapped(base.context("mapping at a fixed address")?, len))
+    }
+
+    /// `len` private bytes on both sides of an address that is a multiple of 2 MiB, and the offset of
+    /// that address.
+    pub(crate) fn around_2mib(len: u64) -> Result<(Self, u64)> {
+        const HUGE: u64 = 2 << 20;
+        let probe = Area::new(Backing::Private, 3 * HUGE)?;
+        let boundary = (probe.base + HUGE).next_multiple_of(HUGE);
+        drop(probe);
+        Ok((Area::at(boundary - len, 2 * len)?, len))
+    }
+
+    fn mapped(base: NonNull<c_void>, len: u64) -> Self {
+        Area { base: base.as_ptr() as u64, len, live: len, readable: true, writable: true }
+    }
+
+    pub(crate) fn address(&self, offset: u64) -> u64 {
+        self.base + offset
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Bytes from the start that are mapped still.
+    pub(crate) fn live(&self) -> u64 {
+        self.live
+    }
+
+    pub(crate) fn load(&self, offset: u64, width: WidthLog2) -> u64 {
+        let address = self.check(offset, width);
+        assert!(self.readable, "the area can't be read");
+        // SAFETY: `check` found it aligned and in mapped memory, which only atomics reach.
+        unsafe {
+            match width {
+                WidthLog2::W32 => AtomicU32::from_ptr(address as *mut u32).load(SeqCst).into(),
+                _ => AtomicU64::from_ptr(address as *mut u64).load(SeqCst),
+            }
+        }
+    }
+
+    pub(crate) fn store(&self, offset: u64, width: WidthLog2, value: u64) {
+        let address = self.check(offset, width);
+        assert!(self.writable, "the area can't be written");
+        // SAFETY: as in `load`; and it is writable.
+        unsafe {
+            match width {
+                WidthLog2::W32 => AtomicU32::from_ptr(address as *mut u32).store(value as u32, SeqCst),
+                _ => AtomicU64::from_ptr(address as *mut u64).store(value, SeqCst),
+            }
+        }
+    }
+
+    /// Adds 1 to the 64-bit word at `offset`.
+    pub(crate) fn increment(&self, offset: u64) -> u64 {
+        let address = self.check(offset, WidthLog2::W64);
+        assert!(self.writable, "the area can't be written");
+        // SAFETY: as in `store`.
+        unsafe { AtomicU64::from_ptr(address as *mut u64).fetch_add(1, SeqCst) }
+    }
+
+    fn check(&self, offset: u64, width: WidthLog2) -> u64 {
+        let bytes = 1 << width.0;
+        assert!(offset.is_multiple_of(bytes) && offset + bytes <= self.live, "outside an area");
+        self.base + offset
+    }
+
+    /// Changes what the process may do with it.
+    pub(crate) fn protect(&mut self, read: bool, write: bool) -> Result<()> {
+        (self.readable, self.writable) = (read, write);
+        let mut prot = ProtFlags::empty();
+        prot.set(ProtFlags::PROT_READ, read);
+        prot.set(ProtFlags::PROT_WRITE, write);
+        let base = self.pointer(0);
+        // SAFETY: the range is this area, and `check` keeps to its protection from now on.
+        unsafe { mprotect(base, self.live as usize, prot) }.context("mprotect")
+    }
+
+    /// Unmaps everything from `offset` on, a multiple of the page size.
+    pub(crate) fn unmap_from(&mut self, offset: u64) -> Result<()> {
+        let (base, bytes) = (self.pointer(offset), self.live - offset);
+        self.live = offset;
+        // SAFETY: the range is the end of this area, and `check` keeps out of it from now on.
+        unsafe { munmap(base, bytes as usize) }.context("munmap")
+    }
+
+    /// Asks for huge pages.
+    pub(crate) fn huge(&self) -> Result<()> {
+        // SAFETY: the range is this area; its content stays.
+        unsafe { madvise(self.pointer(0), self.live as usize, MmapAdvise::MADV_HUGEPAGE) }.context("madvise")
+    }
+
+    fn pointer(&self, offset: u64) -> NonNull<c_void> {
+        NonNull::new((self.base + offset) as *mut c_void).expect("no area is at address zero")
+    }
+}
+
+impl Drop for Area {
+    fn drop(&mut self) {
+        if self.live > 0 {
+            // A range that was mapped here can be unmapped.
+            let _ = self.unmap_from(0);
+        }
+    }
+}
+
+/// A queue that takes any entry.
+pub(crate) struct RawQueue(Queue);
+
+impl RawQueue {
+    /// # Safety
+    /// Every entry that is submitted names areas, or addresses at which the device can write nothing
+    /// that Rust knows of.
+    pub(crate) unsafe fn new(queue: Queue) -> Self {
+        RawQueue(queue)
+    }
+
+    pub(crate) fn submit(&mut self, entry: &Sqe) -> Result<()> {
+        // SAFETY: `new`'s caller answers for it.
+        Ok(unsafe { self.0.submit_raw(entry) }?)
+    }
+
+    pub(crate) fn complete(&mut self) -> Result<Completion> {
+        Ok(self.0.complete(Some(Duration::from_secs(20)))?)
+    }
+
+    pub(crate) fn execute(&mut self, entry: &Sqe) -> Result<Completion> {
+        self.submit(entry)?;
+        self.complete().with_context(|| format!("{entry:?}"))
+    }
+
+    pub(crate) fn queue(&mut self) -> &mut Queue {
+        &mut self.0
+    }
+}
+
+/// A scalar entry.
+pub(crate) fn scalar(opcode: Opcode, width: WidthLog2, addr: u64, operand: u64) -> Sqe {
+    Sqe { opcode, width, addr, operand, ..Sqe::default() }
+}

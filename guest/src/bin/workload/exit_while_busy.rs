@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! `exit-while-busy`: a process exits, is killed, execs, forks, or unmaps its memory while commands run, 100
+//! times. Afterwards every context and every queue that the device has can be had.
+
+mod busy;
+
+use crate::link::metric;
+use crate::process::Process;
+use crate::random::Random;
+use crate::scenario::{Run, Shown, step};
+use anyhow::{Context, Result, ensure};
+use nix::sys::resource::{Resource, setrlimit};
+use std::os::unix::process::ExitStatusExt;
+use std::time::Duration;
+use svmx::abi::pci::{MAX_CONTEXTS, MAX_QUEUES};
+use svmx::{Command, Device, QueueSize, SharedSlice};
+
+pub(crate) use busy::{after_exec, child};
+
+const ROUNDS: usize = 100;
+/// Of each kind at least.
+const EACH: usize = 16;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How a process gives up its memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Exit,
+    Kill,
+    Exec,
+    Fork,
+    Unmap,
+}
+
+impl Kind {
+    const ALL: [(&str, Kind); 5] = [
+        ("exit", Kind::Exit),
+        ("kill", Kind::Kill),
+        ("exec", Kind::Exec),
+        ("fork", Kind::Fork),
+        ("unmap", Kind::Unmap),
+    ];
+}
+
+pub(crate) fn run(run: &Run) -> Result<Shown> {
+    let mut random = Random::part(run.seed, 0);
+    let mut kinds: Vec<_> = Kind::ALL.iter().flat_map(|kind| [kind; EACH]).collect();
+    kinds.resize_with(ROUNDS, || random.pick(&Kind::ALL));
+    for i in (1..ROUNDS).rev() {
+        kinds.swap(i, random.below(i as u64 + 1) as usize);
+    }
+    for (round, &&(name, kind)) in kinds.iter().enumerate() {
+        step(format!("round {round}: {name}"));
+        one(name, kind, &mut random).with_context(|| format!("round {round}: {name}"))?;
+    }
+    for (name, kind) in Kind::ALL {
+        metric(name, kinds.iter().filter(|(_, other)| *other == kind).count());
+    }
+    step("all contexts");
+    let contexts = all_contexts()?;
+    step("all queues");
+    let queues = all_queues()?;
+    metric("contexts", contexts);
+    metric("queues", queues);
+    Ok(Shown::Pass(format!(
+        "{ROUNDS} processes gave up while busy; {contexts} contexts and {queues} queues are free"
+    )))
+}
+
+fn one(name: &str, kind: Kind, random: &mut Random) -> Result<()> {
+    let mut process = Process::start("busy", &[name.into(), random.next().to_string()])?;
+    process.expect("busy", PATIENCE)?;
+    if kind == Kind::Kill {
+        std::thread::sleep(Duration::from_micros(random.below(3000)));
+        process.kill()?;
+        let status = process.wait(PATIENCE)?;
+        ensure!(status.signal() == Some(9), "expected death by SIGKILL, found {status}");
+    } else {
+        let status = process.wait(PATIENCE)?;
+        ensure!(status.success(), "expected success, found {status}");
+    }
+    Ok(())
+}
+
+/// Opens as many contexts as there are.
+fn all_contexts() -> Result<u32> {
+    setrlimit(Resource::RLIMIT_NOFILE, 4096, 4096)?;
+    let mut contexts = Vec::new();
+    for n in 0..MAX_CONTEXTS {
+        contexts
+            .push(Device::open_nth(0).with_context(|| format!("context {n} of {MAX_CONTEXTS}: leaked?"))?);
+    }
+    let one_more = Device::open_nth(0);
+    ensure!(one_more.is_err(), "there are more contexts than {MAX_CONTEXTS}");
+    Ok(MAX_CONTEXTS)
+}
+
+/// Makes as many queues as there are, and uses the last.
+fn all_queues() -> Result<u32> {
+    let device = Device::open_nth(0)?;
+    let size = QueueSize { sq_log2: 1, cq_log2: 1 };
+    let mut queues = Vec::new();
+    for n in 0..MAX_QUEUES {
+        queues
+            .push(device.create_queue(size).with_context(|| format!("queue {n} of {MAX_QUEUES}: leaked?"))?);
+    }
+    ensure!(device.create_queue(size).is_err(), "there are more queues than {MAX_QUEUES}");
+    let memory = SharedSlice::<u64>::zeroed(1)?;
+    let last = queues.last_mut().context("no queues")?;
+    let found = last.execute(&Command::fetch_add(memory.at(0), 1))?;
+    ensure!(found.status.is_success(), "{found:?}");
+    Ok(MAX_QUEUES)
+}
