@@ -9,6 +9,7 @@ mod contest;
 mod counter;
 mod device_dies;
 mod exit_while_busy;
+mod garbage;
 mod link;
 mod maps;
 mod process;

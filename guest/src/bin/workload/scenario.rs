@@ -3,7 +3,7 @@
 //! The table of scenarios, what a scenario is given, and the watchdog that ends one that hangs.
 
 use crate::link;
-use crate::{atomics, counter, device_dies, exit_while_busy, reload, two_devices, two_processes};
+use crate::{atomics, counter, device_dies, exit_while_busy, garbage, reload, two_devices, two_processes};
 use anyhow::Result;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
@@ -83,6 +83,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: exit_while_busy::run,
     },
     Scenario {
+        name: "garbage",
+        shows: "garbage in rings, doorbells and ioctl arguments harms nobody but its writer",
+        run: garbage::run,
+    },
+    Scenario {
         name: "reload",
         shows: "the driver can't be unloaded while in use, can when not, and works each time",
         run: reload::run,
@@ -98,6 +103,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 const CHILDREN: &[(&str, Child)] = &[
     ("two-processes", two_processes::child),
     ("busy", exit_while_busy::child),
+    ("garbage", garbage::child),
     ("after-exec", exit_while_busy::after_exec),
 ];
 

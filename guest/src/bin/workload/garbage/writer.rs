@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A process that writes garbage. The device may overwrite anything in it, so anything may become of it;
+//! it gives up its rights first, for what it may be made to do.
+#![expect(unsafe_code, reason = "sends garbage to the kernel and the device")]
+
+use crate::process;
+use crate::random::Random;
+use anyhow::{Context, Result};
+use nix::libc;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::unistd::{Uid, setuid};
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+use svmx::Device;
+use svmx::abi::doorbell::queue as doorbell;
+use svmx::abi::queue::{Opcode, Sqe, SqeFlags, WidthLog2};
+use svmx::abi::uapi;
+use zerocopy::IntoBytes;
+
+/// Actions from one line of output to the next.
+pub(crate) const REPORT: u64 = 100;
+const LASTS: Duration = Duration::from_secs(2);
+const ARENA: usize = 16 * 4096;
+const MOST_MAPPINGS: usize = 24;
+const IOCTLS: [u32; 6] = [
+    uapi::IOC_INFO,
+    uapi::IOC_QUEUE_CREATE,
+    uapi::IOC_QUEUE_DESTROY,
+    uapi::IOC_KICK,
+    uapi::IOC_WAIT,
+    uapi::IOC_STATS,
+];
+
+/// `workload child garbage SEED DEVICES`.
+pub(crate) fn child(arguments: &[String]) -> Result<()> {
+    let number =
+        |n: usize| arguments.get(n).context("needs seed and devices")?.parse::<u64>().context("a number");
+    let mut writer = Writer::new(Random::new(number(0)?), number(1)?)?;
+    let start = Instant::now();
+    for action in 1.. {
+        writer.act();
+        if action % REPORT == 0 {
+            process::tell(".")?;
+            if start.elapsed() > LASTS {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Something mapped from a device's file.
+#[derive(Clone, Copy)]
+struct Mapped {
+    address: u64,
+    len: usize,
+}
+
+struct Writer {
+    random: Random,
+    files: Vec<File>,
+    /// The queues that were made, with their file.
+    queues: Vec<(usize, uapi::QueueCreate)>,
+    rings: Vec<Mapped>,
+    doorbells: Vec<Mapped>,
+    /// Memory for commands to work on.
+    arena: u64,
+}
+
+impl Writer {
+    fn new(random: Random, devices: u64) -> Result<Self> {
+        let mut files = Vec::new();
+        for n in 0..4 {
+            let path = Device::path((n % devices.max(1)) as u32);
+            files.push(OpenOptions::new().read(true).write(true).open(path)?);
+        }
+        setrlimit(Resource::RLIMIT_AS, 1 << 30, 1 << 30)?;
+        setrlimit(Resource::RLIMIT_NPROC, 16, 16)?;
+        setuid(Uid::from_raw(65534))?;
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
+        let arena = unsafe {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            libc::mmap(std::ptr::null_mut(), ARENA, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+        };
+        let (queues, rings, doorbells) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Writer { random, files, queues, rings, doorbells, arena: arena as u64 })
+    }
+
+    fn act(&mut self) {
+        match self.random.below(100) {
+            0..3 => self.make_queue(),
+            3..6 => self.map(),
+            6..20 => self.ioctl(),
+            20..60 => self.submit(),
+            60..75 => self.ring(),
+            75..85 => self.scribble(),
+            85..95 => self.touch(),
+            95..97 => self.unmap(),
+            97 => self.destroy(),
+            98 => self.protect(),
+            _ => std::thread::sleep(Duration::from_micros(self.random.below(500))),
+        }
+    }
+
+    /// A value that is small, near a power of two, an address of the arena, or anything.
+    fn value(&mut self) -> u64 {
+        match self.random.below(6) {
+            0 => self.random.below(16),
+            1 => (1u64 << self.random.below(64)).wrapping_sub(self.random.below(3)),
+            2 => u64::MAX - self.random.below(16),
+            3 => self.arena + 8 * self.random.below(ARENA as u64 / 8),
+            4 => self.random.next() >> self.random.below(64),
+            _ => self.random.next(),
+        }
+    }
+
+    /// A proper queue, mapped as it should be, so that garbage gets further.
+    fn make_queue(&mut self) {
+        let file = self.random.below(self.files.len() as u64) as usize;
+        let size = size_of::<uapi::QueueCreate>() as u32;
+        let (sq_log2, cq_log2) = (1 + self.random.below(7) as u8, 1 + self.random.below(7) as u8);
+        let mut create = uapi::QueueCreate { size, sq_log2, cq_log2, ..Default::default() };
+        let fd = self.files[file].as_raw_fd();
+        // SAFETY: the number is that of the structure.
+        if unsafe { libc::ioctl(fd, uapi::IOC_QUEUE_CREATE.into(), &raw mut create) } != 0 {
+            return;
+        }
+        self.queues.push((file, create));
+        let maps =
+            [(create.sq_offset, create.sq_bytes as usize, false), (create.doorbell_offset, 4096, true)];
+        for (offset, len, is_doorbell) in maps {
+            if let Some(mapped) = map(fd, offset, len, libc::PROT_READ | libc::PROT_WRITE) {
+                if is_doorbell { &mut self.doorbells } else { &mut self.rings }.push(mapped);
+            }
+        }
+    }
+
+    /// Something at some offset, of some size, with some rights.
+    fn map(&mut self) {
+        if self.rings.len() > MOST_MAPPINGS {
+            return self.unmap();
+        }
+        let known = self.queues.last().map_or(0, |(_, create)| create.sq_offset.max(create.doorbell_offset));
+        let offset = match self.random.below(3) {
+            0 => known.wrapping_add(4096 * self.random.below(8)),
+            1 => self.value() & !4095,
+            _ => self.value(),
+        };
+        let len = 1 + self.random.below(5 * 4096) as usize;
+        let prot = self.random.below(8) as i32;
+        let file = self.random.pick(&self.files).as_raw_fd();
+        let writable = prot & libc::PROT_WRITE != 0;
+        if let Some(mapped) = map(file, offset, len, prot).filter(|_| writable) {
+            self.rings.push(mapped);
+        }
+    }
+
+    fn ioctl(&mut self) {
+        let known = *self.random.pick(&IOCTLS);
+        let number = match self.random.below(5) {
+            0 => self.random.next() as u32,
+            // Another size, or another direction.
+            1 => known ^ (1 << (16 + self.random.below(16))),
+            2 => (known & !0xff) | self.random.below(256) as u32,
+            _ => known,
+        };
+        let mut buffer = [0u64; 512];
+        for word in &mut buffer[..16] {
+            *word = self.value();
+        }
+        if !self.random.one_in(4) {
+            // Right size, no flags; then the first field is a queue that may be there.
+            buffer[0] = u64::from((known >> 16) & 0x3fff);
+            buffer[1] = self.queues.last().map_or(1, |(_, create)| u64::from(create.queue));
+            if known == uapi::IOC_WAIT && !self.random.one_in(50) {
+                buffer[2] = self.random.below(1_000_000);
+            }
+        }
+        let argument = match self.random.below(8) {
+            0 => self.value(),
+            // It ends in the middle of what can't be read.
+            1 => self.arena + ARENA as u64 - self.random.below(64),
+            _ => buffer.as_mut_ptr() as u64,
+        };
+        let fd = self.random.pick(&self.files).as_raw_fd();
+        // SAFETY: none is claimed: the kernel may be told to write anywhere in this process, which is
+        // here to be spoiled and has nothing that outlives it.
+        unsafe { libc::ioctl(fd, number.into(), argument) };
+    }
+
+    /// An entry, with each of its fields right or wrong.
+    fn entry(&mut self) -> Sqe {
+        let address = self.arena + 8 * self.random.below(ARENA as u64 / 8);
+        let (_, opcode) = *self.random.pick(&Opcode::ALL);
+        let mut entry = Sqe { opcode, width: WidthLog2::W64, addr: address, ..Sqe::default() };
+        if self.random.one_in(3) {
+            entry.opcode = Opcode::FETCH_ADD;
+            entry.flags = SqeFlags(self.random.below(8) as u16).with(SqeFlags::BULK);
+            entry.count = self.value() as u32;
+            entry.stride = 8 * (self.random.below(9) as i32 - 4);
+            if entry.flags.contains(SqeFlags::INDEXED) {
+                entry.stride = 0;
+                entry.index_addr = self.arena;
+            }
+        }
+        entry.operand = self.random.below(3);
+        let mut words: [u64; 8] = zerocopy::transmute!(entry);
+        while self.random.one_in(3) {
+            words[self.random.below(8) as usize] = self.value();
+        }
+        zerocopy::transmute!(words)
+    }
+
+    fn submit(&mut self) {
+        let entry = self.entry();
+        let Some(ring) = self.pick_ring() else { return };
+        let slot = self.random.below((ring.len / 64).max(1) as u64) as usize;
+        write(ring, 64 * slot, entry.as_bytes());
+        if self.random.one_in(2) {
+            self.step_tail();
+        }
+    }
+
+    /// Rings a doorbell by one.
+    fn step_tail(&mut self) {
+        if self.doorbells.is_empty() {
+            return;
+        }
+        let page = *self.random.pick(&self.doorbells);
+        for word in [doorbell::SQ_TAIL, doorbell::CQ_HEAD] {
+            // SAFETY: the page is mapped, and the device changes none of these two words.
+            let value = unsafe { ((page.address + word) as *const u32).read_volatile() };
+            let step = u32::from(word == doorbell::SQ_TAIL || self.random.one_in(2));
+            write(page, word as usize, &value.wrapping_add(step).to_ne_bytes());
+        }
+    }
+
+    /// Writes anything to a doorbell page.
+    fn ring(&mut self) {
+        if self.doorbells.is_empty() || !self.random.one_in(20) {
+            return self.step_tail();
+        }
+        let page = *self.random.pick(&self.doorbells);
+        let words = [doorbell::SQ_TAIL, doorbell::CQ_HEAD, doorbell::NEED_KICK, doorbell::CQ_ARM];
+        let offset = match self.random.below(2) {
+            0 => *self.random.pick(&words),
+            _ => 4 * self.random.below(1024),
+        };
+        let value = self.value() as u32;
+        write(page, offset as usize, &value.to_ne_bytes());
+    }
+
+    /// Random bytes somewhere in a ring.
+    fn scribble(&mut self) {
+        let Some(ring) = self.pick_ring() else { return };
+        for _ in 0..1 + self.random.below(16) {
+            let offset = 8 * self.random.below((ring.len / 8).max(1) as u64) as usize;
+            let value = self.value();
+            write(ring, offset, &value.to_ne_bytes());
+        }
+    }
+
+    /// The CPU's share in the arena's pages.
+    fn touch(&mut self) {
+        let arena = Mapped { address: self.arena, len: ARENA };
+        let offset = 8 * self.random.below(ARENA as u64 / 8) as usize;
+        let value = self.random.below(ARENA as u64 / 8);
+        write(arena, offset, &value.to_ne_bytes());
+    }
+
+    fn unmap(&mut self) {
+        let list = if self.random.one_in(2) { &mut self.rings } else { &mut self.doorbells };
+        if list.is_empty() {
+            return;
+        }
+        let mapped = list.swap_remove(self.random.below(list.len() as u64) as usize);
+        // SAFETY: it was mapped here, and it is not in the list any more.
+        unsafe { libc::munmap(mapped.address as *mut libc::c_void, mapped.len) };
+    }
+
+    /// Destroys a queue; who writes to its mappings then gets SIGBUS.
+    fn destroy(&mut self) {
+        let Some((file, create)) = self.queues.pop() else { return };
+        let size = size_of::<uapi::QueueDestroy>() as u32;
+        let mut destroy = uapi::QueueDestroy { size, queue: create.queue, ..Default::default() };
+        // SAFETY: the number is that of the structure.
+        unsafe {
+            libc::ioctl(self.files[file].as_raw_fd(), uapi::IOC_QUEUE_DESTROY.into(), &raw mut destroy)
+        };
+    }
+
+    /// Takes the arena away from under commands, for a moment.
+    fn protect(&mut self) {
+        let arena = self.arena as *mut libc::c_void;
+        // SAFETY: nothing but this process's writes is in the arena, and it is whole again at the end.
+        unsafe {
+            match self.random.below(3) {
+                0 => drop(libc::madvise(arena, ARENA, libc::MADV_DONTNEED)),
+                1 => drop(libc::mprotect(arena, ARENA, libc::PROT_READ)),
+                _ => drop(libc::mprotect(arena, ARENA, libc::PROT_NONE)),
+            }
+            std::thread::yield_now();
+            libc::mprotect(arena, ARENA, libc::PROT_READ | libc::PROT_WRITE);
+        }
+    }
+
+    fn pick_ring(&mut self) -> Option<Mapped> {
+        (!self.rings.is_empty()).then(|| *self.random.pick(&self.rings))
+    }
+}
+
+fn map(fd: i32, offset: u64, len: usize, prot: i32) -> Option<Mapped> {
+    // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
+    let address =
+        unsafe { libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, fd, offset.cast_signed()) };
+    (address != libc::MAP_FAILED).then_some(Mapped { address: address as u64, len })
+}
+
+fn write(to: Mapped, offset: usize, bytes: &[u8]) {
+    for (i, byte) in bytes.iter().enumerate().take_while(|(i, _)| offset + i < to.len) {
+        // SAFETY: inside a mapping of this process that no reference points to. Its queue may be gone:
+        // then this is SIGBUS, and the supervisor starts the next writer.
+        unsafe { ((to.address + (offset + i) as u64) as *mut u8).write_volatile(*byte) };
+    }
+}
