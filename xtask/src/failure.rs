@@ -58,7 +58,8 @@ pub(crate) fn usage(error: &clap::Error) -> u8 {
 /// What comes before clap's usage and hints.
 fn one_line(text: &str) -> String {
     let told = text.lines().take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
-    let words: Vec<&str> = told.map(str::trim).filter(|line| !line.is_empty()).collect();
+    let words: Vec<&str> =
+        told.map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("tip:")).collect();
     words.join(" ")
 }
 

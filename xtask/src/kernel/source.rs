@@ -69,15 +69,7 @@ async fn fetch(
     log: &Path,
     step: &Step,
 ) -> Result<()> {
-    let inside = toolchain
-        .sandbox()
-        .network()
-        .scratch("/var/lib/apt/lists")
-        .scratch("/var/cache/apt")
-        .writable(entry, Path::new("/svmx"))
-        .directory("/svmx");
-    // One sandbox for all three: the package lists live in its memory. apt-get's own user for downloads
-    // doesn't exist in it. (`sh -c` with positional parameters, so that nothing needs quoting.)
+    let inside = toolchain.sandbox().apt().writable(entry, Path::new("/svmx")).directory("/svmx");
     step.note("looking for the newest package");
     let mut list = inside.command("sh");
     list.args(["-ec", LIST, "sh", &manifest.kernel.prefix]);
@@ -94,6 +86,8 @@ async fn fetch(
     unpack(&inside, entry, &package, log, step).await
 }
 
+// The package lists are in the sandbox's memory, so each of these makes its own. apt's user for downloads
+// may not exist in it. Positional parameters, so that nothing needs quoting.
 const LIST: &str = "apt-get -q -o APT::Sandbox::User=root update; apt-cache pkgnames \"$1\" > names";
 const DOWNLOAD: &str = "apt-get -q -o APT::Sandbox::User=root update; \
     apt-get -q -o APT::Sandbox::User=root download \"$1\"; \

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Runs programs of the toolchain root with bubblewrap: its `/usr`, `/etc` and `/var` read-only, the
+//! Runs programs of the toolchain root with bubblewrap: its `/usr` and `/etc` read-only, the
 //! folders that a program needs bound where it expects them, nothing else of the host's.
 
 use std::ffi::{OsStr, OsString};
@@ -31,14 +31,14 @@ impl Sandbox {
                 sandbox = sandbox.set(name, value);
             }
         }
-        for dir in ["usr", "etc", "var"] {
+        for dir in ["usr", "etc"] {
             sandbox = sandbox.read_only(&root.join(dir), &Path::new("/").join(dir));
         }
         for dir in ["bin", "sbin", "lib", "lib64"] {
             sandbox.add(&["--symlink", &format!("usr/{dir}"), &format!("/{dir}")]);
         }
         sandbox.add(&["--proc", "/proc", "--dev", "/dev", "--dev-bind-try", "/dev/kvm", "/dev/kvm"]);
-        sandbox.add(&["--tmpfs", "/tmp", "--tmpfs", "/run"]);
+        sandbox.add(&["--tmpfs", "/tmp", "--tmpfs", "/run", "--tmpfs", "/var/tmp"]);
         sandbox
     }
 
@@ -64,21 +64,17 @@ impl Sandbox {
         self
     }
 
-    /// An empty folder in memory.
-    pub(crate) fn scratch(mut self, at: &str) -> Self {
-        self.add(&["--tmpfs", at]);
-        self
-    }
-
-    /// The host's name resolution.
-    pub(crate) fn network(self) -> Self {
-        match std::fs::canonicalize("/etc/resolv.conf") {
-            // Over the root's own file, which mmdebstrap always leaves there or not at all.
-            Ok(file) if self.root.join("etc/resolv.conf").exists() => {
-                self.read_only(&file, Path::new("/etc/resolv.conf"))
+    /// What apt needs: its state, lists that are forgotten with the sandbox, the host's name resolution.
+    pub(crate) fn apt(mut self) -> Self {
+        let var = self.root.join("var");
+        self = self.read_only(&var, Path::new("/var"));
+        self.add(&["--tmpfs", "/var/lib/apt/lists", "--tmpfs", "/var/cache/apt"]);
+        for file in ["/etc/resolv.conf", "/etc/hosts"] {
+            if let Ok(real) = std::fs::canonicalize(file) {
+                self = self.read_only(&real, Path::new(file));
             }
-            _ => self,
         }
+        self
     }
 
     /// Starts in this folder.

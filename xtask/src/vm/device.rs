@@ -21,10 +21,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Device {
     running: Running,
-    pub(crate) socket: PathBuf,
-    pub(crate) log: PathBuf,
+    socket: PathBuf,
+    log: PathBuf,
     ended: Option<ExitStatus>,
     killed: bool,
+}
+
+/// The socket's name in the folder of sockets.
+pub(crate) fn socket_name(index: usize) -> String {
+    format!("device-{index}.sock")
 }
 
 impl Device {
@@ -36,7 +41,7 @@ impl Device {
         sockets: &Path,
         run_dir: &Path,
     ) -> Result<Self> {
-        let socket = sockets.join(format!("device-{index}.sock"));
+        let socket = sockets.join(socket_name(index));
         let log = run_dir.join(format!("device-{index}.log"));
         let stderr = File::create(&log)?;
         let mut command = Command::new(binary);

@@ -88,7 +88,7 @@ impl Machine {
         let (qmp, verdicts) = (listen("qmp.sock")?, listen("verdict.sock")?);
         let console = plan.timeout.is_none().then(|| listen("console.sock")).transpose()?;
 
-        let initramfs = sockets.path().join("initramfs");
+        let initramfs = sockets.path().join(qemu::INITRAMFS);
         initramfs::write(&self.origins, &initramfs)?;
         let mut devices = Vec::new();
         for index in 0..plan.devices as usize {
@@ -100,7 +100,7 @@ impl Machine {
             devices.push(Device::start(&self.device, index, &options, sockets.path(), &dir).await?);
         }
 
-        let device_sockets: Vec<PathBuf> = devices.iter().map(|device| device.socket.clone()).collect();
+        let names: Vec<String> = (0..devices.len()).map(device::socket_name).collect();
         let image = self.kernel.image();
         let command_line = self.command_line(plan);
         let mut command = self.qemu.command(&qemu::Guest {
@@ -108,13 +108,12 @@ impl Machine {
             cpus: self.cpus,
             memory: self.memory,
             kernel: &image,
-            initramfs: &initramfs,
             command_line: &command_line,
-            devices: &device_sockets,
+            devices: &names,
             sockets: sockets.path(),
             run_dir: &dir,
             interactive: console.is_some(),
-        })?;
+        });
         progress.detail(format!("{:?}", command.as_std()));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let booted = Instant::now();

@@ -5,8 +5,8 @@
 use super::accel::Accel;
 use crate::checkout;
 use crate::failure::bad_request;
-use crate::toolchain::{Sandbox, Toolchain};
-use anyhow::{Result, bail};
+use crate::toolchain::Toolchain;
+use anyhow::Result;
 use serde_json::json;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -18,6 +18,9 @@ use tokio::process::Command;
 const DEVICE_TIMEOUT_MS: u32 = 120_000;
 /// The guest's virtual CPUs can't be fewer for the atomics of TCG to be atomic.
 const LEAST_CPUS: u32 = 2;
+
+/// Name of the initramfs.
+pub(crate) const INITRAMFS: &str = "initramfs";
 
 /// Which QEMU.
 #[derive(Clone, Debug)]
@@ -35,11 +38,11 @@ pub(crate) struct Guest<'a> {
     pub(crate) cpus: u32,
     pub(crate) memory: u64,
     pub(crate) kernel: &'a Path,
-    pub(crate) initramfs: &'a Path,
     pub(crate) command_line: &'a str,
-    /// The devices' sockets.
-    pub(crate) devices: &'a [PathBuf],
-    /// Folder of the sockets `qmp.sock`, `verdict.sock` and `console.sock`, on which we listen.
+    /// The names of the devices' sockets.
+    pub(crate) devices: &'a [String],
+    /// Folder of them, of [`INITRAMFS`], and of the sockets `qmp.sock`, `verdict.sock` and `console.sock`, on
+    /// which we listen.
     pub(crate) sockets: &'a Path,
     /// Where the console's log goes.
     pub(crate) run_dir: &'a Path,
@@ -68,44 +71,57 @@ impl Qemu {
     }
 
     /// The whole command.
-    pub(crate) fn command(&self, guest: &Guest<'_>) -> Result<Command> {
-        let mut command = match self {
-            Qemu::Own(path) => Command::new(path),
-            Qemu::Packaged(toolchain) => sandbox(toolchain, guest)?.command("qemu-system-x86_64"),
+    pub(crate) fn command(&self, guest: &Guest<'_>) -> Command {
+        let on_host = Places {
+            config: checkout::root().join("qemu-config"),
+            kernel: guest.kernel.to_owned(),
+            sockets: guest.sockets.to_owned(),
+            run_dir: guest.run_dir.to_owned(),
         };
-        command.args(arguments(guest));
-        Ok(command)
-    }
-}
-
-/// The packaged QEMU sees the host's files it needs under their own names.
-fn sandbox(toolchain: &Toolchain, guest: &Guest<'_>) -> Result<Sandbox> {
-    let config = checkout::root().join("qemu-config");
-    let mut sandbox = toolchain
-        .sandbox()
-        .read_only(&config, &config)
-        .read_only(guest.kernel, guest.kernel)
-        .writable(guest.run_dir, guest.run_dir)
-        .writable(guest.sockets, guest.sockets);
-    if !guest.initramfs.starts_with(guest.sockets) {
-        sandbox = sandbox.read_only(guest.initramfs, guest.initramfs);
-    }
-    for dir in ["usr", "etc", "var", "proc", "dev"] {
-        if guest.run_dir.starts_with(Path::new("/").join(dir)) && dir != "var" {
-            bail!(
-                "{} can't be used from the toolchain root; set CARGO_TARGET_DIR elsewhere",
-                guest.run_dir.display()
-            );
+        match self {
+            Qemu::Own(path) => {
+                let mut command = Command::new(path);
+                command.args(arguments(guest, &on_host));
+                command
+            }
+            Qemu::Packaged(toolchain) => {
+                let inside = Places::inside();
+                let sandbox = toolchain
+                    .sandbox()
+                    .read_only(&on_host.config, &inside.config)
+                    .read_only(&on_host.kernel, &inside.kernel)
+                    .writable(&on_host.sockets, &inside.sockets)
+                    .writable(&on_host.run_dir, &inside.run_dir);
+                let mut command = sandbox.command("qemu-system-x86_64");
+                command.args(arguments(guest, &inside));
+                command
+            }
         }
     }
-    Ok(sandbox)
 }
 
-fn arguments(guest: &Guest<'_>) -> Vec<OsString> {
+/// Where QEMU finds its files.
+struct Places {
+    config: PathBuf,
+    kernel: PathBuf,
+    sockets: PathBuf,
+    run_dir: PathBuf,
+}
+
+impl Places {
+    /// In the sandbox: fixed, as the host's own paths may be taken there.
+    fn inside() -> Self {
+        let [config, kernel, sockets, run_dir] =
+            ["config", "vmlinux", "sockets", "run"].map(|name| Path::new("/svmx").join(name));
+        Places { config, kernel, sockets, run_dir }
+    }
+}
+
+fn arguments(guest: &Guest<'_>, places: &Places) -> Vec<OsString> {
     let mut arguments = Arguments::default();
     arguments.add(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     arguments.add(["-action", "panic=exit-failure"]);
-    arguments.add(["-readconfig".into(), checkout::root().join("qemu-config/machine.cfg").into_os_string()]);
+    arguments.add(["-readconfig".into(), places.config.join("machine.cfg").into_os_string()]);
     arguments.add(guest.accel.qemu_arguments());
     arguments.add(["-smp".to_owned(), format!("{},maxcpus={}", guest.cpus, guest.cpus.max(LEAST_CPUS))]);
     let mebibytes = guest.memory >> 20;
@@ -113,23 +129,26 @@ fn arguments(guest: &Guest<'_>) -> Vec<OsString> {
     arguments.add(["-object".to_owned(), format!("memory-backend-memfd,id=mem,size={mebibytes}M,share=on")]);
 
     arguments.add(["-bios", "qboot.rom"]);
-    arguments.add([OsStr::new("-kernel"), guest.kernel.as_ref()]);
-    arguments.add([OsStr::new("-initrd"), guest.initramfs.as_ref()]);
+    arguments.add([OsStr::new("-kernel"), places.kernel.as_ref()]);
+    arguments.add([OsStr::new("-initrd"), places.sockets.join(INITRAMFS).as_ref()]);
     arguments.add(["-append", guest.command_line]);
 
-    arguments.chardev("socket,id=qmp", &guest.sockets.join("qmp.sock"), "");
-    arguments.add(["-mon", "chardev=qmp,mode=control"]);
-    arguments.chardev("socket,id=verdict", &guest.sockets.join("verdict.sock"), "");
-    let log = guest.run_dir.join("console.log");
+    arguments.add(["-qmp".into(), option("unix:", &places.sockets.join("qmp.sock"), "")]);
+    arguments.chardev("socket,id=verdict", &places.sockets.join("verdict.sock"), "");
+    let log = places.run_dir.join("console.log");
     if guest.interactive {
-        let logfile = format!(",logfile={}", escaped(&log).to_string_lossy());
-        arguments.chardev("socket,id=console", &guest.sockets.join("console.sock"), &logfile);
+        let logfile = option(",logfile=", &log, "");
+        arguments.chardev(
+            "socket,id=console",
+            &places.sockets.join("console.sock"),
+            &logfile.to_string_lossy(),
+        );
     } else {
         arguments.chardev("file,id=console", &log, "");
     }
     arguments.add(["-serial", "chardev:console"]);
 
-    for (index, socket) in guest.devices.iter().enumerate() {
+    for (index, name) in guest.devices.iter().enumerate() {
         // A port of its own each: on the root bus, QEMU would turn the endpoint into an integrated one.
         let port = format!("pcie-root-port,id=port{index},chassis={},slot={}", index + 1, index + 1);
         arguments.add(["-device".to_owned(), port]);
@@ -137,7 +156,7 @@ fn arguments(guest: &Guest<'_>) -> Vec<OsString> {
             "driver": "vfio-user-pci",
             "id": format!("svmx{index}"),
             "bus": format!("port{index}"),
-            "socket": { "type": "unix", "path": socket },
+            "socket": { "type": "unix", "path": places.sockets.join(name) },
             "x-msg-timeout": DEVICE_TIMEOUT_MS,
         });
         arguments.add(["-device".to_owned(), device.to_string()]);
@@ -154,40 +173,36 @@ impl Arguments {
     }
 
     fn chardev(&mut self, kind: &str, path: &Path, more: &str) {
-        let mut value = OsString::from(format!("{kind},path="));
-        value.push(escaped(path));
-        value.push(more);
-        self.add([OsString::from("-chardev"), value]);
+        self.add([OsString::from("-chardev"), option(&format!("{kind},path="), path, more)]);
     }
 }
 
-/// A comma in an option's value is written twice.
-fn escaped(path: &Path) -> OsString {
-    path.to_string_lossy().replace(',', ",,").into()
+/// An option's value with a path in it, whose commas are written twice.
+fn option(before: &str, path: &Path, after: &str) -> OsString {
+    format!("{before}{}{after}", path.to_string_lossy().replace(',', ",,")).into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn line(cpus: u32, devices: &[PathBuf]) -> String {
+    fn line(cpus: u32, devices: &[&str]) -> String {
+        let devices: Vec<String> = devices.iter().map(|&name| name.to_owned()).collect();
         let guest = Guest {
             accel: Accel::Tcg,
             cpus,
             memory: 1 << 30,
             kernel: Path::new("/k/vmlinux"),
-            initramfs: Path::new("/s/initramfs"),
             command_line: "console=ttyS0",
-            devices,
+            devices: &devices,
             sockets: Path::new("/s"),
             run_dir: Path::new("/run,s"),
             interactive: false,
         };
-        arguments(&guest)
-            .iter()
-            .map(|argument| argument.to_string_lossy().into_owned())
-            .collect::<Vec<_>>()
-            .join(" ")
+        let command = Qemu::Own("qemu".into()).command(&guest);
+        let words: Vec<_> =
+            command.as_std().get_args().map(|word| word.to_string_lossy().into_owned()).collect();
+        words.join(" ")
     }
 
     #[test]
@@ -199,7 +214,7 @@ mod tests {
 
     #[test]
     fn each_device_has_a_root_port() {
-        let line = line(2, &["/s/a".into(), "/s/b".into()]);
+        let line = line(2, &["a", "b"]);
         assert!(line.contains("id=port0,") && line.contains("id=port1,"));
         assert!(line.contains(r#""bus":"port1""#) && line.contains(r#""path":"/s/b""#));
     }
