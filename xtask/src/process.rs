@@ -9,12 +9,14 @@
 use crate::progress::Step;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::net::unix::pipe::Receiver;
 use tokio::process::{Child, Command};
@@ -76,7 +78,18 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if self.ended.is_some() {
+            return;
+        }
         self.signal(Signal::SIGKILL);
+        // Whoever looks after we are gone shall find nothing. A killed process is gone within
+        // milliseconds, unless it waits for a disk, and for that nobody should have to wait.
+        for _ in 0..100 {
+            match waitpid(self.group, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) => std::thread::sleep(Duration::from_millis(5)),
+                _ => return,
+            }
+        }
     }
 }
 
@@ -170,7 +183,7 @@ mod tests {
             match fs::read_to_string(&stat) {
                 Err(_) => return,
                 Ok(text) if text.contains(") Z ") => return,
-                Ok(_) => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
+                Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         }
         panic!("the grandchild is still there");
