@@ -10,7 +10,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The device's file can't be opened.
-    #[error("can't open {path}: {source}", path = .path.display())]
+    #[error("can't open {}", .path.display())]
     Open {
         /// The file.
         path: PathBuf,

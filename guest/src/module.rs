@@ -18,10 +18,10 @@ const NAME: &std::ffi::CStr = c"svmx";
 #[derive(Debug, thiserror::Error)]
 pub enum ModuleError {
     /// The file can't be read.
-    #[error("can't open {PATH}: {0}")]
+    #[error("can't open {PATH}")]
     Open(#[from] std::io::Error),
     /// A parameter has a zero byte.
-    #[error("bad module parameters: {0}")]
+    #[error("bad module parameters")]
     Parameters(#[from] std::ffi::NulError),
     /// The kernel refused to load it.
     #[error("loading {PATH}: {0}")]

@@ -32,13 +32,14 @@ fn main() {
 
 /// `None` if there was nothing to judge.
 fn run() -> Result<Option<Ending>> {
-    let options = Options::read()?;
     mounts::attach_console();
-    let scenario = options.scenario.as_str();
     verdict::open_port();
+    let options = Options::read()?;
+    let scenario = options.scenario.as_str();
     verdict::tell(&Message::Started { scenario: scenario.into() });
     if scenario == "shell" {
-        module::load(&options.module).unwrap_or_else(|error| println!("{error}"));
+        let loaded = module::load(&options.module).context("no driver");
+        loaded.unwrap_or_else(|error| println!("svmx-init: {error:#}"));
         shell::run()?;
         return Ok(None);
     }

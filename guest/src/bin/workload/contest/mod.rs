@@ -6,14 +6,16 @@
 //! Every increment is by one, so a counter must be the number of increments that its book has, and what
 //! is missing is the number of updates that got lost.
 
+mod team;
+
 use crate::random::Random;
-use crate::scenario::{Run, step};
-use anyhow::{Context, Result, ensure};
-use std::collections::VecDeque;
+use crate::scenario::Run;
+use anyhow::{Context, Result};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
-use svmx::{Command, Device, IndexArray, Queue, QueueSize, SharedMemory, SharedSlice};
+use svmx::{Device, SharedMemory, SharedSlice};
+use team::{Team, play};
 
 /// The 64-bit counters, as elements of three and a half pages: several in a page, at both sides of its
 /// ends, and in neighbouring pages.
@@ -25,8 +27,6 @@ const WIDE_LEN: usize = 4 * 512 - 256;
 const NARROW_LEN: usize = 512;
 /// Increments that a CPU thread does in one page before it goes to another.
 const BURST: u64 = 512;
-/// Commands in flight in each queue.
-const DEPTH: usize = 4;
 
 /// Increments by counter: first the wide ones, then the narrow ones.
 pub(crate) type Book = [u64; COUNTERS];
@@ -168,155 +168,6 @@ impl Counters {
     }
 }
 
-/// A device's queues, and the book about them.
-struct Team {
-    device: Device,
-    queues: Vec<(Queue, VecDeque<usize>)>,
-    plays: Vec<Play>,
-    random: Random,
-    book: Book,
-    ops: u64,
-}
-
-/// A command and what it adds.
-struct Play {
-    command: Command,
-    adds: Book,
-    ops: u32,
-}
-
-impl Team {
-    fn new(device: &Device, counters: &Counters, random: &mut Random) -> Result<Self> {
-        let mut queues = Vec::new();
-        for _ in 0..2 {
-            let mut queue = device.create_queue(QueueSize { sq_log2: 4, cq_log2: 5 })?;
-            // The CPUs belong to the threads that increment.
-            queue.set_spin(Duration::ZERO);
-            queues.push((queue, VecDeque::new()));
-        }
-        let plays = plays(counters, random)?;
-        Ok(Team {
-            device: device.clone(),
-            queues,
-            plays,
-            random: random.clone(),
-            book: [0; COUNTERS],
-            ops: 0,
-        })
-    }
-
-    /// Fills the queues up, then takes a completion of each.
-    fn round(&mut self, more: bool) -> Result<()> {
-        for (queue, sent) in &mut self.queues {
-            while more && sent.len() < DEPTH {
-                let play = self.random.below(self.plays.len() as u64) as usize;
-                queue.submit(&self.plays[play].command)?;
-                sent.push_back(play);
-            }
-        }
-        for (queue, sent) in &mut self.queues {
-            let Some(play) = sent.pop_front() else { continue };
-            let play = &self.plays[play];
-            let completion = queue.complete(Some(Duration::from_secs(20)))?;
-            ensure!(
-                completion.status.is_success() && completion.applied == play.command.entry().count.max(1),
-                "{:?} ended with {completion:?}",
-                play.command.entry()
-            );
-            self.book.iter_mut().zip(play.adds).for_each(|(sum, n)| *sum += n);
-            self.ops += u64::from(play.ops);
-        }
-        Ok(())
-    }
-
-    fn idle(&self) -> bool {
-        self.queues.iter().all(|(_, sent)| sent.is_empty())
-    }
-}
-
-/// Plays until the goals are reached; then, or if they can't be, lets the commands in flight end.
-fn play(teams: &mut [Team], cpu_ops: &AtomicU64, goals: Goals) -> Result<()> {
-    let start = Instant::now();
-    let mut short = Some(String::new());
-    for round in 0u32.. {
-        let more = short.is_some();
-        for team in &mut *teams {
-            team.round(more)?;
-        }
-        if !more && teams.iter().all(Team::idle) {
-            return Ok(());
-        }
-        if more && round.is_multiple_of(16) {
-            short = missing(teams, cpu_ops, goals, start.elapsed())?;
-            if let Some(short) = &short {
-                step(short.clone());
-                ensure!(start.elapsed() < goals.limit, "after {:?}: {short}", goals.limit);
-            }
-        }
-    }
-    Ok(())
-}
-
-/// What is missing to the goals.
-fn missing(teams: &[Team], cpu_ops: &AtomicU64, goals: Goals, elapsed: Duration) -> Result<Option<String>> {
-    let cpu_ops = cpu_ops.load(Relaxed);
-    let mut reached = cpu_ops >= goals.cpu_ops && elapsed >= goals.at_least;
-    let mut text = format!("cpu_ops {cpu_ops} of {}", goals.cpu_ops);
-    for team in teams {
-        let stats = team.device.stats()?;
-        reached &= team.ops >= goals.device_ops && stats.grants.min(stats.revocations) >= goals.grants;
-        text += &format!(
-            ", device_ops {} of {}, grants {} and revocations {} of {}",
-            team.ops, goals.device_ops, stats.grants, stats.revocations, goals.grants
-        );
-    }
-    Ok((!reached).then_some(text))
-}
-
-/// The commands: scalar and bulk, by strides of every sign, by indices of both widths.
-fn plays(counters: &Counters, random: &mut Random) -> Result<Vec<Play>> {
-    let Counters { wide, narrow } = counters;
-    let mut plays = Vec::new();
-    let w = WIDE.len();
-    for (counter, &element) in WIDE.iter().enumerate() {
-        plays.push(Play::new(Command::fetch_add(wide.at(element), 1), [counter])?);
-    }
-    for (n, &element) in NARROW.iter().enumerate() {
-        plays.push(Play::new(Command::fetch_add(narrow.at(element), 1), [w + n])?);
-    }
-    let same = |counter: usize, times: u32| std::iter::repeat_n(counter, times as usize);
-    plays.push(Play::new(Command::fetch_add_strided(wide, 0, 1, 8, 1)?, 0..8)?);
-    plays.push(Play::new(Command::fetch_add_strided(wide, 513, -1, 5, 1)?, 8..13)?);
-    plays.push(Play::new(Command::fetch_add_strided(wide, 0, 512, 4, 1)?, [0, 11, 15, 16])?);
-    plays.push(Play::new(Command::fetch_add_strided(wide, 1, 0, 300, 1)?, same(1, 300))?);
-    plays.push(Play::new(Command::fetch_add_strided(wide, 1536, 0, 64, 1)?, same(16, 64))?);
-    plays.push(Play::new(Command::fetch_add_strided(narrow, 3, -1, 4, 1)?, w..w + 4)?);
-    plays.push(Play::new(Command::fetch_add_strided(narrow, 511, 0, 100, 1)?, same(w + 5, 100))?);
-    for _ in 0..4 {
-        let picked: Vec<usize> = (0..256).map(|_| random.below(w as u64) as usize).collect();
-        let indices: Vec<u64> = picked.iter().map(|&counter| WIDE[counter] as u64).collect();
-        let command = Command::fetch_add_indexed(wide, &IndexArray::new(&indices)?, 0..256, 1)?;
-        plays.push(Play::new(command, picked.iter().copied())?);
-        let indices: Vec<u32> = indices.iter().map(|&index| index as u32).collect();
-        let command = Command::fetch_add_indexed(wide, &IndexArray::new(&indices)?, 0..256, 1)?;
-        plays.push(Play::new(command, picked)?);
-    }
-    Ok(plays)
-}
-
-impl Play {
-    fn new(command: Command, counters: impl IntoIterator<Item = usize>) -> Result<Self> {
-        let mut adds = [0; COUNTERS];
-        let mut ops = 0;
-        for counter in counters {
-            adds[counter] += 1;
-            ops += 1;
-        }
-        ensure!(ops == command.entry().count.max(1), "a play's book differs from its command");
-        Ok(Play { command, adds, ops })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -339,11 +190,5 @@ mod tests {
         assert_eq!((audit.lost, audit.wrong.len()), (5, 2));
         book[WIDE.len()] = (1 << 32) + 1;
         assert_eq!(counters.audit(&book).wrong.len(), 1, "32 bits wrap");
-    }
-
-    #[test]
-    fn every_play_is_in_its_book() {
-        let counters = Counters::new().unwrap();
-        plays(&counters, &mut Random::new(1)).unwrap();
     }
 }
