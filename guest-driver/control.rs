@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The control queue (spec 8): producers, SYNC tickets, and waiting for a device that may die.
+
+use super::abi::{
+    control::{CompletionWord, ControlEntry, ControlFlags, Sync},
+    ring,
+    status::Status,
+};
+use super::device::{Device, Hw};
+use super::hw::{nap, Stopwatch};
+use kernel::{
+    new_mutex, new_spinlock,
+    prelude::*,
+    processor::cpu_relax,
+    sync::{atomic::Acquire, Mutex, SpinLock},
+};
+
+/// Entries of the ring, binary logarithm.
+pub(crate) const CONTROL_LOG2: u8 = 9;
+/// Where in `Hw::words` every SYNC writes its ticket.
+const SYNC_WORD: usize = 0;
+/// Where in `Hw::words` the command under way completes. A cache line of its own.
+const COMMAND_WORD: usize = 64;
+/// Most entries that one submission has, the SYNC included.
+const MAX_BATCH: u32 = 3;
+
+/// A wait spins this long before it sleeps: about what a device that polls takes to answer.
+const SPIN_NS: u64 = 10_000;
+/// Sleeps are short at first, because a device that was asleep answers soon as well.
+const NAP_US: usize = 20;
+const EARLY_NS: u64 = 2_000_000;
+const LATE_NAP_US: usize = 200;
+/// A device that did not answer for this long is looked at, again and again.
+const CHECK_NS: u64 = 50_000_000;
+/// A device that did not answer for this long is dead.
+const LIMIT_NS: u64 = 5_000_000_000;
+/// One step of a wait counts as no more than this: a machine that was stopped is no dead device.
+const STEP_NS: u64 = 100_000_000;
+
+/// State of the control queue's producers.
+#[pin_data]
+pub(crate) struct Control {
+    /// Taken for a slot's allocation up to the tail's store: a few entries' copies. Nothing sleeps
+    /// under it, and no other lock is taken.
+    #[pin]
+    ring: SpinLock<Ring>,
+    /// One command with a status at a time; the value of the last one.
+    #[pin]
+    command: Mutex<u64>,
+}
+
+struct Ring {
+    /// Free-running.
+    tail: u32,
+    /// Ticket of the last SYNC. They rise in the order of the ring.
+    ticket: u64,
+}
+
+/// A SYNC that was submitted.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Ticket(u64);
+
+impl Control {
+    /// The state that goes with a reset device.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            ring <- new_spinlock!(Ring { tail: 0, ticket: 0 }, "svmx::ring"),
+            command <- new_mutex!(0, "svmx::command"),
+        })
+    }
+}
+
+impl Device {
+    /// Puts `entries` on the control queue, next to each other. Sleeps while the ring is full.
+    ///
+    /// Fails with ENODEV if the device is dead or gone; nothing needs to be done about it then.
+    pub(crate) fn submit(&self, entries: &[ControlEntry]) -> Result {
+        self.push(entries, false).map(|_| ())
+    }
+
+    /// Puts `entries` and a SYNC behind them on the control queue.
+    pub(crate) fn submit_sync(&self, entries: &[ControlEntry]) -> Result<Ticket> {
+        self.push(entries, true)
+    }
+
+    /// Whether the SYNC of `ticket` is done, or the device is dead, which is as good: it makes no
+    /// access to memory any more.
+    pub(crate) fn is_synced(&self, ticket: Ticket) -> bool {
+        self.is_dead() || self.with_hw(|hw| synced(hw, ticket)).unwrap_or(true)
+    }
+
+    /// Waits until the SYNC of `ticket` is done or the device is dead.
+    pub(crate) fn wait_synced(&self, ticket: Ticket) {
+        // Death is a good end.
+        let _ = self.wait_for(|hw| synced(hw, ticket));
+    }
+
+    /// Executes a command and waits for its end. For creation and destruction, which are rare.
+    pub(crate) fn command(&self, mut entry: ControlEntry) -> Result {
+        let mut value = self.control.command.lock();
+        *value += 1;
+        entry.flags = ControlFlags::NOTIFY;
+        entry.notify_addr = self.with_hw(|hw| hw.words.dma()).ok_or(ENODEV)? + COMMAND_WORD as u64;
+        entry.notify_value = *value;
+        self.submit(&[entry])?;
+        let expected = *value;
+        self.wait_for(|hw| command_word(hw).value() == expected)?;
+        match self.with_hw(command_word).ok_or(ENODEV)?.status() {
+            Status::SUCCESS => Ok(()),
+            status => {
+                dev_dbg!(self.pci().as_dev(), "command {:#x}: status {}\n", entry.opcode.0, status.0);
+                Err(EIO)
+            }
+        }
+    }
+
+    fn push(&self, entries: &[ControlEntry], sync: bool) -> Result<Ticket> {
+        let mut patience = Patience::new();
+        loop {
+            if self.is_dead() {
+                return Err(ENODEV);
+            }
+            match self.with_hw(|hw| self.try_push(hw, entries, sync)).ok_or(ENODEV)? {
+                Some(ticket) => return Ok(ticket),
+                None => patience.wait(self)?,
+            }
+        }
+    }
+
+    /// `None` if the ring is full.
+    fn try_push(&self, hw: &Hw, entries: &[ControlEntry], sync: bool) -> Option<Ticket> {
+        let mut ring = self.control.ring.lock();
+        // A head out of range is a broken device: as if full, until the wait finds it dead.
+        let pending = ring::pending(hw.doorbells.control_head(), ring.tail, CONTROL_LOG2)?;
+        if pending + MAX_BATCH > ring::entries(CONTROL_LOG2) {
+            return None;
+        }
+        for entry in entries {
+            ring.put(hw, *entry);
+        }
+        if sync {
+            ring.ticket = (ring.ticket + 1) % CompletionWord::VALUE_END;
+            let mut entry = ControlEntry::from(Sync::default());
+            entry.flags = ControlFlags::NOTIFY;
+            entry.notify_addr = hw.words.dma() + SYNC_WORD as u64;
+            entry.notify_value = ring.ticket;
+            ring.put(hw, entry);
+        }
+        hw.doorbells.store_control_tail(ring.tail);
+        let ticket = Ticket(ring.ticket);
+        drop(ring);
+        hw.doorbells.kick_if_needed(&hw.regs);
+        Some(ticket)
+    }
+
+    /// Waits until `done`, for a bounded time: then the device is dead.
+    fn wait_for(&self, done: impl Fn(&Hw) -> bool) -> Result {
+        let mut patience = Patience::new();
+        while !self.with_hw(&done).ok_or(ENODEV)? {
+            patience.wait(self)?;
+        }
+        Ok(())
+    }
+}
+
+impl Ring {
+    /// Writes the entry at the tail. The caller has seen that there is room.
+    fn put(&mut self, hw: &Hw, entry: ControlEntry) {
+        let slot = ring::slot(self.tail, CONTROL_LOG2) as usize;
+        hw.control.write(slot * size_of::<ControlEntry>(), entry);
+        self.tail = self.tail.wrapping_add(1);
+    }
+}
+
+/// The word holds the ticket of the last SYNC that is done. The acquire load's partner is the
+/// device's release store: what it wrote to memory before is visible.
+fn synced(hw: &Hw, ticket: Ticket) -> bool {
+    let done = CompletionWord(hw.words.word(SYNC_WORD).load(Acquire)).value();
+    // Tickets are numbers modulo VALUE_END, and far fewer than half of them are outstanding.
+    let ahead = (done + CompletionWord::VALUE_END - ticket.0) % CompletionWord::VALUE_END;
+    ahead < CompletionWord::VALUE_END / 2
+}
+
+fn command_word(hw: &Hw) -> CompletionWord {
+    CompletionWord(hw.words.word(COMMAND_WORD).load(Acquire))
+}
+
+/// Waits in steps: spins, sleeps, looks at the device, and at last gives it up.
+struct Patience {
+    watch: Stopwatch,
+    seen_ns: u64,
+    waited_ns: u64,
+    next_check_ns: u64,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Patience { watch: Stopwatch::start(), seen_ns: 0, waited_ns: 0, next_check_ns: CHECK_NS }
+    }
+
+    /// One step. Fails if the device is dead.
+    fn wait(&mut self, device: &Device) -> Result {
+        let now = self.watch.ns();
+        self.waited_ns += now.saturating_sub(self.seen_ns).min(STEP_NS);
+        self.seen_ns = now;
+        if self.waited_ns < SPIN_NS {
+            cpu_relax();
+        } else if self.waited_ns < EARLY_NS {
+            nap(NAP_US);
+        } else {
+            if self.waited_ns >= LIMIT_NS {
+                device.declare_dead(format_args!("it does not answer"));
+            } else if self.waited_ns >= self.next_check_ns {
+                self.next_check_ns = self.waited_ns + CHECK_NS;
+                device.check_health();
+            }
+            nap(LATE_NAP_US);
+        }
+        match device.is_dead() {
+            true => Err(ENODEV),
+            false => Ok(()),
+        }
+    }
+}

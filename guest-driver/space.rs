@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A context's address space on the device: its page table and its spans, made on demand.
+
+use super::hw::PciDevice;
+use super::mm::Owner;
+use super::pagetable::{PageTable, Table};
+use super::span::{Shared, Span, SpanNotifier, SPAN};
+use super::stats::Stats;
+use super::device::Device;
+use kernel::{mm::MmWithUser, prelude::*, rbtree::RBTree, sync::Arc};
+
+/// Most spans of a context: 16 GiB in use at the same time. One more evicts another, so that a process
+/// can't make the driver keep more than some 40 MiB for it, wherever it maps and unmaps memory.
+const MAX_SPANS: usize = 8192;
+
+/// Page table and spans. Used by the context's work item and, when that has ended, by its end.
+pub(crate) struct Space {
+    device: Arc<Device>,
+    stats: Arc<Stats>,
+    asid: u32,
+    table: PageTable,
+    spans: RBTree<u64, Arc<SpanNotifier>>,
+    count: usize,
+    /// Eviction goes round the address space; this is where it goes on.
+    hand: u64,
+}
+
+impl Space {
+    /// An empty one.
+    pub(crate) fn new(device: Arc<Device>, stats: Arc<Stats>, asid: u32) -> Result<Self> {
+        let table = PageTable::new(device.pci())?;
+        Ok(Space { device, stats, asid, table, spans: RBTree::new(), count: 0, hand: 0 })
+    }
+
+    /// The root's guest-physical address.
+    pub(crate) fn root(&self) -> u64 {
+        self.table.root()
+    }
+
+    /// The span of `va`, which is made if it is not there. Sleeps.
+    pub(crate) fn span(&mut self, mm: &MmWithUser, owner: Owner, va: u64) -> Result<Arc<SpanNotifier>> {
+        let base = va - va % SPAN;
+        if let Some(span) = self.spans.get(&base) {
+            return Ok(span.clone());
+        }
+        if self.count >= MAX_SPANS {
+            self.evict();
+        }
+        let leaf = Table::new(self.pci())?;
+        // Attached while it is empty; taken out again if the notifier can't be had.
+        self.table.attach(base, &leaf)?;
+        let notifier = self.insert(mm, owner, base, leaf);
+        if notifier.is_err() {
+            self.forget(base);
+        }
+        notifier
+    }
+
+    fn pci(&self) -> &PciDevice {
+        self.device.pci()
+    }
+
+    fn insert(&mut self, mm: &MmWithUser, owner: Owner, base: u64, leaf: Table) -> Result<Arc<SpanNotifier>> {
+        let shared =
+            Shared { device: self.device.clone(), stats: self.stats.clone(), asid: self.asid };
+        let span = Arc::pin_init(
+            SpanNotifier::new(mm, base..base + SPAN, owner, shared, Span::new(leaf, base)),
+            GFP_KERNEL,
+        )?;
+        self.spans.try_create_and_insert(base, span.clone(), GFP_KERNEL)?;
+        self.count += 1;
+        Ok(span)
+    }
+
+    /// Takes the span at `base` out of the table, which nothing was mapped in.
+    fn forget(&mut self, base: u64) {
+        let retired = self.table.detach(base);
+        self.settle();
+        drop(retired);
+    }
+
+    /// Makes the device forget every table that was detached.
+    fn settle(&self) {
+        if let Ok(ticket) = self.device.submit_sync(&[]) {
+            self.device.wait_synced(ticket);
+        }
+    }
+
+    /// Takes one span away from the device and frees it. Its pages fault again.
+    fn evict(&mut self) {
+        let next = self.spans.cursor_lower_bound(&self.hand).map(|cursor| *cursor.current().0);
+        let Some(base) = next.or_else(|| self.spans.keys().next().copied()) else { return };
+        self.hand = base + SPAN;
+        let Some(span) = self.spans.remove(&base) else { return };
+        self.count -= 1;
+        let retired = self.table.detach(base);
+        let ticket = span.lock().retire(span.shared());
+        if let Ok(ticket) = ticket {
+            self.device.wait_synced(ticket);
+        }
+        // Only now is the device done with the tables, which go with `retired` and the span.
+        drop(retired);
+    }
+
+    /// Gives up all spans. No queue of the context is left, so the device uses none of the pages; the
+    /// context is still there and is to be destroyed before this is dropped.
+    pub(crate) fn clear(&mut self) {
+        let mut cursor = self.spans.cursor_front_mut();
+        while let Some(current) = cursor {
+            let (rest, node) = current.remove_current();
+            let (_, span) = node.to_key_value();
+            // Pages get dirty that the device wrote, while the notifier still keeps them mapped.
+            let _ = span.lock().retire(span.shared());
+            drop(span);
+            cursor = rest;
+        }
+        self.count = 0;
+    }
+}

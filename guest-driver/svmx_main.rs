@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! svmx.ko: the crate root. Loading, unloading, module parameters.
+//!
+//! README.md beside this file has the code map and the locks. Section numbers cite docs/spec.md.
+
+#[path = "../abi/src/lib.rs"]
+pub mod abi;
+
+mod context;
+mod control;
+mod device;
+mod doorbell;
+mod driver;
+mod faultq;
+mod file;
+mod hw;
+mod ids;
+mod live;
+mod mm;
+mod mmap;
+mod pagetable;
+mod queue;
+mod regs;
+mod space;
+mod span;
+mod stats;
+mod sys;
+mod worker;
+
+use kernel::{driver::Registration, pci, prelude::*};
+
+/// The module's objects, dropped in this order.
+#[pin_data]
+struct SvmxModule {
+    #[pin]
+    _driver: Registration<pci::Adapter<driver::SvmxDriver>>,
+    _workqueue: hw::Workqueue,
+    _leaks: live::LeakCheck,
+}
+
+impl kernel::InPlaceModule for SvmxModule {
+    fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            _leaks: live::LeakCheck,
+            // Before the first device can be found.
+            _workqueue: hw::Workqueue::new()?,
+            _driver <- Registration::new(<Self as kernel::ModuleMetadata>::NAME, module),
+        })
+    }
+}
+
+/// Whether atomics are served without exclusive access, which loses updates.
+fn protection_off() -> bool {
+    module_parameters::unsafe_map_without_exclusive_access.value()
+}
+
+module! {
+    type: SvmxModule,
+    name: "svmx",
+    authors: ["The svmx authors"],
+    description: "Driver of the svmx device: atomics on process memory by exclusive access",
+    license: "GPL",
+    params: {
+        unsafe_map_without_exclusive_access: bool {
+            default: false,
+            description: "Serve atomics WITHOUT exclusive access. Loses updates. For the negative control of tests only",
+        },
+    },
+}
