@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Safe wrappers of the kernel's interfaces for devices that share a process's memory: interval
+//! notifiers, device-exclusive pages, range faults.
+//!
+//! They know nothing of svmx. A driver uses them together:
+//!
+//! 1. `seq = notifier.read_begin()`;
+//! 2. look the page up: [`ExclusivePage::acquire`] or [`fault_page`];
+//! 3. `guard = notifier.lock()`; if `guard.retry(seq)`, drop everything and start over;
+//! 4. give the device the page while the guard is held.
+//!
+//! Then every later change of the process's page table comes to [`Mirror::invalidate`] first.
+
+mod exclusive;
+mod notifier;
+mod range_fault;
+
+pub(crate) use exclusive::ExclusivePage;
+pub(crate) use notifier::{IntervalNotifier, Mirror, Owner, Sequence};
+pub(crate) use range_fault::fault_page;
+
+/// Marks the folio that holds `phys` dirty.
+///
+/// # Safety
+///
+/// The page at `phys` must be memory with a `struct page`, and can't be freed meanwhile: a reference
+/// is held, or it is mapped and the caller holds a lock that each notifier takes before unmapping it.
+pub(crate) unsafe fn mark_dirty(phys: u64) {
+    // SAFETY: By the requirements of this function the page exists and stays.
+    unsafe { super::sys::svmx_phys_mark_dirty(phys) };
+}
