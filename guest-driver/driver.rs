@@ -98,6 +98,7 @@ fn bind(pci: &PciDevice) -> Result<Binding> {
     let identity = regs.identify()?;
     // Nothing of an earlier driver may be under way when the device can reach memory.
     regs.reset();
+    pci.set_master();
     let hw = allocate(pci, regs)?;
     let mut vectors = Vectors::allocate(pci, MIN_VECTORS, ids::NUM_VECTORS)?;
     let device = Device::new(pci, identity, hw, vectors.count())?;

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The thin layer over the kernel's PCI, interrupt, I/O, DMA, waiting and workqueue interfaces.
+//!
+//! What differs between kernel versions is used here and nowhere else, but for probe and remove
+//! themselves. Knows PCI devices, but not svmx.
+
+mod bar;
+mod dma;
+mod irq;
+mod pci;
+mod time;
+mod wait;
+mod work;
+
+pub(crate) use bar::{MappedBar, TrappedBar};
+pub(crate) use dma::DmaBuf;
+pub(crate) use irq::{Handler, Vectors};
+pub(crate) use pci::{Enabled, PciDevice};
+pub(crate) use time::{nap, Stopwatch};
+pub(crate) use wait::{Ended, WaitQueue};
+pub(crate) use work::{flush, flush_delayed, queue, Workqueue};
