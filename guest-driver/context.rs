@@ -96,6 +96,7 @@ impl Context {
         let stats = Arc::init(pin_init::init_zeroed::<Stats>(), GFP_KERNEL)?;
         let space = Space::new(device.clone(), stats.clone(), asid)?;
         let root = space.root();
+        let completion_index = device.completion_index(asid);
         let context = Arc::pin_init(
             try_pin_init!(Context {
                 device: device.clone(),
@@ -103,7 +104,7 @@ impl Context {
                 mm: mm.into(),
                 stats,
                 mapping,
-                completion_index: device.completion_index(asid),
+                completion_index,
                 ending: AtomicFlag::new(false),
                 ended <- new_mutex!(false, "svmx::ended"),
                 queues <- new_mutex!(KVec::new(), "svmx::queues"),

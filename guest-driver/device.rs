@@ -179,7 +179,7 @@ impl Device {
 
     /// Whose completions share an interrupt and a wait queue: some number for `asid`.
     pub(crate) fn completion_index(&self, asid: u32) -> u16 {
-        (asid as usize % self.completions.len()) as u16
+        (asid as usize).checked_rem(self.completions.len()).unwrap_or(0) as u16
     }
 
     /// The wait queue of completions with this index; `None` can't happen for one from above.

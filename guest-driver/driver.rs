@@ -2,11 +2,7 @@
 
 //! The PCI driver: wires a device together when it is found, and takes it apart when it goes.
 
-use super::abi::{
-    control::ControlEntry,
-    fault::FaultRecord,
-    pci as ids, ring,
-};
+use super::abi::{control::ControlEntry, fault::FaultRecord, pci as ids, ring};
 use super::control::CONTROL_LOG2;
 use super::device::{Device, Hw};
 use super::doorbell::Doorbells;

@@ -15,7 +15,7 @@ use kernel::{
     miscdevice::{MiscDevice, MiscDeviceOptions, MiscDeviceRegistration},
     mm::virt::VmaNew,
     prelude::*,
-    str::{CString, CStrExt},
+    str::{CStrExt, CString},
     sync::{Arc, ArcBorrow},
     transmute::{AsBytes, FromBytes},
     types::{ForeignOwnable, Opaque},

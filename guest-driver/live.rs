@@ -2,7 +2,10 @@
 
 //! Counts of the driver's live objects, so that a leak is noticed when the module goes.
 
-use kernel::{prelude::*, sync::atomic::{Atomic, Relaxed}};
+use kernel::{
+    prelude::*,
+    sync::atomic::{Atomic, Relaxed},
+};
 
 /// A kind of object that is counted.
 #[derive(Clone, Copy)]

@@ -76,7 +76,7 @@ pub(crate) unsafe fn zap(mapping: *mut bindings::address_space, queue: &Queue) {
     }
 }
 
-static VM_OPS: bindings::vm_operations_struct =
+const VM_OPS: bindings::vm_operations_struct =
     bindings::vm_operations_struct { fault: Some(fault), ..pin_init::zeroed() };
 
 /// # Safety

@@ -8,7 +8,11 @@ use super::abi::{
 };
 use super::hw::{DmaBuf, PciDevice};
 use super::live::{Kind, Live};
-use kernel::{prelude::*, rbtree::RBTree, sync::atomic::{Relaxed, Release}};
+use kernel::{
+    prelude::*,
+    rbtree::RBTree,
+    sync::atomic::{Relaxed, Release},
+};
 
 /// A table of any level: a zeroed page that the device walks.
 pub(crate) struct Table {

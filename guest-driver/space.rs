@@ -2,12 +2,12 @@
 
 //! A context's address space on the device: its page table and its spans, made on demand.
 
+use super::device::Device;
 use super::hw::PciDevice;
 use super::mm::Owner;
 use super::pagetable::{PageTable, Table};
 use super::span::{Shared, Span, SpanNotifier, SPAN};
 use super::stats::Stats;
-use super::device::Device;
 use kernel::{mm::MmWithUser, prelude::*, rbtree::RBTree, sync::Arc};
 
 /// Most spans of a context: 16 GiB in use at the same time. One more evicts another, so that a process
@@ -62,8 +62,7 @@ impl Space {
     }
 
     fn insert(&mut self, mm: &MmWithUser, owner: Owner, base: u64, leaf: Table) -> Result<Arc<SpanNotifier>> {
-        let shared =
-            Shared { device: self.device.clone(), stats: self.stats.clone(), asid: self.asid };
+        let shared = Shared { device: self.device.clone(), stats: self.stats.clone(), asid: self.asid };
         let span = Arc::pin_init(
             SpanNotifier::new(mm, base..base + SPAN, owner, shared, Span::new(leaf, base)),
             GFP_KERNEL,

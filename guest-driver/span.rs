@@ -153,7 +153,8 @@ impl Mirror for Span {
     fn invalidate(&mut self, shared: &Shared, range: Range<u64>) -> Option<Pending> {
         let Some(range) = self.clear(shared, range) else {
             // Nothing is mapped, perhaps because an event that is still waiting has cleared it.
-            return (!shared.device.is_synced(self.last)).then_some(Pending { ticket: self.last, cleared: None });
+            return (!shared.device.is_synced(self.last))
+                .then_some(Pending { ticket: self.last, cleared: None });
         };
         shared.stats.invalidations.bump();
         let cleared = Some(Stopwatch::start());

@@ -3,10 +3,7 @@
 //! Counters and latency histograms of a context. Statistics: nothing is ordered with them.
 
 use super::abi::{hist, uapi};
-use kernel::{
-    prelude::*,
-    sync::atomic::{Atomic, Relaxed},
-};
+use kernel::sync::atomic::{Atomic, Relaxed};
 use pin_init::Zeroable;
 
 /// A number that only grows.

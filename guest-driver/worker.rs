@@ -2,12 +2,7 @@
 
 //! The fault service: what a context's work item does with its faults.
 
-use super::abi::{
-    fault::AccessKind,
-    pci,
-    pte::Access,
-    status::Status,
-};
+use super::abi::{fault::AccessKind, pci, pte::Access, status::Status};
 use super::context::Context;
 use super::faultq::Fault;
 use super::hw::Stopwatch;
@@ -80,7 +75,7 @@ fn try_serve(context: &Context, fault: &Fault) -> Result<(), Status> {
     allowed(&mm, page, fault.access)?;
     let span = {
         let mut space = context.space.lock();
-        let space = space.as_mut().ok_or(Status::CANCELLED)?;
+        let space = (*space).as_mut().ok_or(Status::CANCELLED)?;
         space.span(&mm, context.owner(), page).map_err(|_| Status::NO_RESOURCES)?
     };
     // Another queue of the context may have had the same fault.
@@ -111,13 +106,7 @@ fn locked_retry(span: &SpanNotifier, fault: &Fault) {
 }
 
 /// Obtains the page and maps it. `Ok(false)`: an invalidation came between, start over.
-fn grant(
-    context: &Context,
-    span: &SpanNotifier,
-    mm: &MmWithUser,
-    fault: &Fault,
-    page: u64,
-) -> Result<bool> {
+fn grant(context: &Context, span: &SpanNotifier, mm: &MmWithUser, fault: &Fault, page: u64) -> Result<bool> {
     match fault.access {
         AccessKind::ATOMIC if !super::protection_off() => grant_exclusive(context, span, mm, fault, page),
         AccessKind::ATOMIC => grant_shared(context, span, mm, fault, page, Access::EXCLUSIVE),

@@ -35,10 +35,9 @@ impl DmaBuf {
     pub(crate) fn new(device: &PciDevice, size: usize) -> Result<Self> {
         let size = size.next_multiple_of(PAGE_SIZE);
         let mut dma = 0;
-        let gfp = GFP_KERNEL | kernel::alloc::flags::__GFP_NOWARN;
+        let gfp = bindings::GFP_KERNEL | bindings::__GFP_NOWARN;
         // SAFETY: The device is valid and has its DMA mask set.
-        let cpu =
-            unsafe { bindings::dma_alloc_attrs(device.as_raw_dev(), size, &mut dma, gfp.as_raw(), 0) };
+        let cpu = unsafe { bindings::dma_alloc_attrs(device.as_raw_dev(), size, &mut dma, gfp, 0) };
         let cpu = NonNull::new(cpu.cast()).ok_or(ENOMEM)?;
         Ok(DmaBuf { device: device.clone(), cpu, dma, size })
     }
