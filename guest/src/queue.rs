@@ -88,6 +88,7 @@ pub struct Queue {
     id: u32,
     spin: Duration,
     broken: bool,
+    ended: bool,
     /// Dropped only when the device can't reach the queue and its memory any more.
     parts: ManuallyDrop<Parts>,
 }
@@ -102,7 +103,7 @@ struct Parts {
 impl Queue {
     pub(crate) fn new(device: Device, id: u32, rings: Rings) -> Self {
         let parts = ManuallyDrop::new(Parts { rings, in_flight: VecDeque::new() });
-        Queue { device, id, spin: Duration::from_micros(20), broken: false, parts }
+        Queue { device, id, spin: Duration::from_micros(20), broken: false, ended: false, parts }
     }
 
     /// Its identifier in the context.
@@ -215,9 +216,7 @@ impl Queue {
     /// What the driver said. Then the memory of the commands in flight stays mapped for ever, unless it
     /// said that the device is gone.
     pub fn destroy(mut self) -> Result<(), Error> {
-        let result = self.end();
-        mem::forget(self);
-        result
+        self.end()
     }
 
     fn push(&mut self, entry: &Sqe, keep: Keep) -> Result<(), Error> {
@@ -240,10 +239,14 @@ impl Queue {
     }
 
     fn end(&mut self) -> Result<(), Error> {
+        if mem::replace(&mut self.ended, true) {
+            return Ok(());
+        }
         let result = self.device.destroy_queue(self.id);
         if matches!(result, Ok(()) | Err(Error::DeviceLost)) {
-            // SAFETY: called once, by `drop` or by `destroy` which forgets `self`. The queue has ended,
-            // or the driver cut the device off from memory, so nothing reaches rings or elements.
+            // SAFETY: this is reached once, by `drop` or by `destroy` before it, and nothing uses the parts
+            // afterwards. The queue has ended, or the driver cut the device off from memory, so nothing
+            // reaches rings or elements.
             unsafe { ManuallyDrop::drop(&mut self.parts) };
         }
         // Else nothing is known of the queue (in a forked child, not even that its mappings are

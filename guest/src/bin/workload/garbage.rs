@@ -68,7 +68,8 @@ pub(crate) fn run(run: &Run) -> Result<Shown> {
     metric("garbage_actions", writers.actions);
     statistics(&*device.stats()?, "");
     ensure!(audit.wrong.is_empty(), "the honest process lost {} updates: {:?}", audit.lost, audit.wrong);
-    ensure!(writers.actions >= 1000, "only {} actions of garbage", writers.actions);
+    let least = 200 * duration.as_secs();
+    ensure!(writers.actions >= least, "expected {least} actions of garbage, found {}", writers.actions);
     Ok(Shown::Pass(format!(
         "{} honest updates exact among {} actions of garbage",
         audit.expected, writers.actions

@@ -8,10 +8,12 @@ use crate::process;
 use crate::random::Random;
 use anyhow::{Context, Result};
 use nix::libc;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::uio::{pread, pwrite};
 use nix::unistd::{Uid, setuid};
 use std::fs::{File, OpenOptions};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 use svmx::Device;
 use svmx::abi::doorbell::queue as doorbell;
@@ -67,6 +69,7 @@ struct Writer {
     doorbells: Vec<Mapped>,
     /// Memory for commands to work on.
     arena: u64,
+    ferry: Ferry,
 }
 
 impl Writer {
@@ -85,7 +88,7 @@ impl Writer {
             libc::mmap(std::ptr::null_mut(), ARENA, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
         };
         let (queues, rings, doorbells) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Writer { random, files, queues, rings, doorbells, arena: arena as u64 })
+        Ok(Writer { random, files, queues, rings, doorbells, arena: arena as u64, ferry: Ferry::new()? })
     }
 
     fn act(&mut self) {
@@ -217,7 +220,7 @@ impl Writer {
         let entry = self.entry();
         let Some(ring) = self.pick_ring() else { return };
         let slot = self.random.below((ring.len / 64).max(1) as u64) as usize;
-        write(ring, 64 * slot, entry.as_bytes());
+        self.ferry.write(ring, 64 * slot, entry.as_bytes());
         if self.random.one_in(2) {
             self.step_tail();
         }
@@ -230,10 +233,9 @@ impl Writer {
         }
         let page = *self.random.pick(&self.doorbells);
         for word in [doorbell::SQ_TAIL, doorbell::CQ_HEAD] {
-            // SAFETY: the page is mapped, and the device changes none of these two words.
-            let value = unsafe { ((page.address + word) as *const u32).read_volatile() };
+            let value = self.ferry.read_u32(page, word);
             let step = u32::from(word == doorbell::SQ_TAIL || self.random.one_in(2));
-            write(page, word as usize, &value.wrapping_add(step).to_ne_bytes());
+            self.ferry.write(page, word as usize, &value.wrapping_add(step).to_ne_bytes());
         }
     }
 
@@ -249,7 +251,7 @@ impl Writer {
             _ => 4 * self.random.below(1024),
         };
         let value = self.value() as u32;
-        write(page, offset as usize, &value.to_ne_bytes());
+        self.ferry.write(page, offset as usize, &value.to_ne_bytes());
     }
 
     /// Random bytes somewhere in a ring.
@@ -258,7 +260,7 @@ impl Writer {
         for _ in 0..1 + self.random.below(16) {
             let offset = 8 * self.random.below((ring.len / 8).max(1) as u64) as usize;
             let value = self.value();
-            write(ring, offset, &value.to_ne_bytes());
+            self.ferry.write(ring, offset, &value.to_ne_bytes());
         }
     }
 
@@ -267,7 +269,7 @@ impl Writer {
         let arena = Mapped { address: self.arena, len: ARENA };
         let offset = 8 * self.random.below(ARENA as u64 / 8) as usize;
         let value = self.random.below(ARENA as u64 / 8);
-        write(arena, offset, &value.to_ne_bytes());
+        self.ferry.write(arena, offset, &value.to_ne_bytes());
     }
 
     fn unmap(&mut self) {
@@ -280,7 +282,7 @@ impl Writer {
         unsafe { libc::munmap(mapped.address as *mut libc::c_void, mapped.len) };
     }
 
-    /// Destroys a queue; who writes to its mappings then gets SIGBUS.
+    /// Destroys a queue, but goes on with its mappings.
     fn destroy(&mut self) {
         let Some((file, create)) = self.queues.pop() else { return };
         let size = size_of::<uapi::QueueDestroy>() as u32;
@@ -318,10 +320,30 @@ fn map(fd: i32, offset: u64, len: usize, prot: i32) -> Option<Mapped> {
     (address != libc::MAP_FAILED).then_some(Mapped { address: address as u64, len })
 }
 
-fn write(to: Mapped, offset: usize, bytes: &[u8]) {
-    for (i, byte) in bytes.iter().enumerate().take_while(|(i, _)| offset + i < to.len) {
-        // SAFETY: inside a mapping of this process that no reference points to. Its queue may be gone:
-        // then this is SIGBUS, and the supervisor starts the next writer.
-        unsafe { ((to.address + (offset + i) as u64) as *mut u8).write_volatile(*byte) };
+/// Bytes on their way to a mapping or from it. The kernel copies them, so that a mapping whose queue is gone
+/// gives an error, where a store of this process would be SIGBUS and the end of it.
+struct Ferry(OwnedFd);
+
+impl Ferry {
+    fn new() -> Result<Self> {
+        Ok(Ferry(memfd_create(c"ferry", MFdFlags::MFD_CLOEXEC)?))
+    }
+
+    fn write(&self, to: Mapped, offset: usize, bytes: &[u8]) {
+        let len = bytes.len().min(to.len.saturating_sub(offset));
+        if pwrite(&self.0, &bytes[..len], 0).is_ok() {
+            let address = (to.address + offset as u64) as *mut libc::c_void;
+            // SAFETY: inside a mapping that no reference points to; what fails, fails.
+            unsafe { libc::pread(self.0.as_raw_fd(), address, len, 0) };
+        }
+    }
+
+    fn read_u32(&self, from: Mapped, offset: u64) -> u32 {
+        let mut bytes = [0; 4];
+        // SAFETY: inside a mapping; what fails, fails.
+        unsafe { libc::pwrite(self.0.as_raw_fd(), (from.address + offset) as *const libc::c_void, 4, 0) };
+        // What was there before will do.
+        let _ = pread(&self.0, &mut bytes, 0);
+        u32::from_ne_bytes(bytes)
     }
 }
