@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Engines: threads that poll active queues and execute their commands.
+//!
+//! Any engine takes any queue, in turn, for a bounded number of accesses, so none starves. An engine
+//! holds a queue's mutex while it works on it and never waits for one. It looks up between two accesses:
+//! at invalidations, at the run state, and at queues that somebody else wants.
+//!
+//! Going to sleep: while a queue is active one engine at least is awake; it disarms queues that have been
+//! quiet (spec 4.3), and sleeps when none is left. Others sleep when they have found nothing for as long.
+//! An engine that finds work while there is more than one active queue wakes another.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use svmx_abi::regs::Counter;
+use svmx_abi::status::Status;
+
+use crate::command::Command;
+use crate::complain::complain;
+use crate::doorbells::QueuePage;
+use crate::execute::{Access, Next, Work};
+use crate::faults::Reported;
+use crate::invalidate::User;
+use crate::memory::{GuestMemory, Page};
+use crate::mmu::{self, WalkError};
+use crate::model::Model;
+use crate::queue::{Completion, Look, Queue, RingLost, State};
+use crate::tlb::Tlb;
+
+/// Accesses on one queue before the next queue has its turn.
+const BUDGET: u32 = 1024;
+/// Hosts with fewer CPUs run guest CPUs on those that engines would spin on.
+const SPINNABLE_CPUS: usize = 4;
+
+/// One engine.
+#[derive(Debug)]
+pub struct Engine {
+    model: Arc<Model>,
+    number: usize,
+    user: User<GuestMemory>,
+    tlb: Tlb,
+    /// Gives its time away while it polls.
+    yields: bool,
+}
+
+/// What a turn at a queue came to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// Something was done.
+    Worked,
+    /// Nothing was to be done, or somebody else has the queue.
+    Nothing,
+}
+
+/// Why an access can't be done now.
+enum Miss {
+    /// The driver must be asked.
+    Fault,
+    /// The command is over.
+    End(Status),
+}
+
+/// How an engine comes to leave a command.
+enum Left {
+    /// It is completed.
+    Completed,
+    /// Later: the queue stalled, its turn is over, or somebody wants it.
+    InProgress,
+}
+
+impl Engine {
+    /// The engine of that number.
+    pub fn new(model: Arc<Model>, number: usize) -> Self {
+        let user = User::new(model.invalidations.clone(), number);
+        let tlb = Tlb::new(model.invalidations.snapshot());
+        let yields = thread::available_parallelism().map_or(1, |cpus| cpus.get()) < SPINNABLE_CPUS;
+        Engine { model, number, user, tlb, yields }
+    }
+
+    /// Runs until the device ends.
+    pub fn run(mut self) {
+        let model = self.model.clone();
+        while !model.exiting() {
+            self.user.enter(|change| self.tlb.apply(change));
+            let impatient = model.running() && self.poll(&model);
+            self.user.leave();
+            model.engines.sleep(|others_awake| {
+                let idle = !model.running() || !model.queues.any_active() || (impatient && others_awake > 0);
+                idle && !model.exiting()
+            });
+        }
+    }
+
+    /// Polls active queues until there is reason to sleep: true if that is only that others are awake.
+    fn poll(&mut self, model: &Model) -> bool {
+        let mut queue = self.number as u32;
+        let mut quiet_since: Option<Instant> = None;
+        loop {
+            if self.user.behind() {
+                self.catch_up();
+            }
+            if !model.running() {
+                return false;
+            }
+            let Some(next) = model.queues.next_active(queue) else { return false };
+            let several = next != queue;
+            queue = next;
+            if self.visit(model, queue) == Turn::Worked {
+                quiet_since = None;
+                if several && model.engines.any() {
+                    model.engines.wake_one();
+                }
+                continue;
+            }
+            let now = Instant::now();
+            if now - *quiet_since.get_or_insert(now) > 2 * model.options.poll {
+                return true;
+            }
+            if self.yields { thread::yield_now() } else { std::hint::spin_loop() }
+        }
+    }
+
+    fn catch_up(&mut self) {
+        self.user.catch_up(|change| self.tlb.apply(change));
+    }
+
+    /// One turn at a queue.
+    fn visit(&mut self, model: &Model, number: u32) -> Turn {
+        let Some(queue) = model.queues.get(number) else {
+            model.queues.deactivate(number);
+            return Turn::Nothing;
+        };
+        if queue.wanted() {
+            return Turn::Nothing;
+        }
+        let Some(mut guard) = queue.state.try_lock() else { return Turn::Nothing };
+        let Some(state) = guard.as_mut().filter(|state| !state.broken && state.stall.is_none()) else {
+            model.queues.deactivate(number);
+            return Turn::Nothing;
+        };
+        let page = model.doorbells.queue(number);
+        if !state.polled {
+            state.polled = true;
+            state.quiet_since = None;
+            page.need_kick.store(0);
+        }
+        let turn = self.work(model, queue, state, page).unwrap_or_else(|RingLost| {
+            complain!("queue {number}: its rings are not in guest memory; ignored from now on");
+            state.broken = true;
+            Turn::Worked
+        });
+        if turn == Turn::Worked {
+            state.quiet_since = None;
+        } else {
+            rest(model, state, page);
+        }
+        turn
+    }
+
+    /// Executes commands until there are none, the queue stalls, or its turn is over.
+    fn work(
+        &mut self,
+        model: &Model,
+        queue: &Queue,
+        state: &mut State,
+        page: QueuePage<'_>,
+    ) -> Result<Turn, RingLost> {
+        let mut turn = Turn::Nothing;
+        let mut budget = BUDGET;
+        while budget > 0 {
+            let (mut work, tag) = match state.work {
+                Some(begun) => begun,
+                None => match state.look(page) {
+                    Look::Idle => break,
+                    Look::BadDoorbell => {
+                        self.break_queue(model, state, page)?;
+                        return Ok(Turn::Worked);
+                    }
+                    Look::Ready => self.begin(state)?,
+                },
+            };
+            turn = Turn::Worked;
+            let before = work.applied;
+            let left = self.execute(model, queue, state, &mut work, &mut budget);
+            model.counters.add(self.number, Counter::Elements, u64::from(work.applied - before));
+            state.work = Some((work, tag));
+            match left {
+                Left::Completed => self.complete(model, state, page)?,
+                Left::InProgress => {
+                    self.report_stall(model, state);
+                    break;
+                }
+            }
+        }
+        Ok(turn)
+    }
+
+    fn begin(&self, state: &mut State) -> Result<(Work, u32), RingLost> {
+        let sqe = state.fetch(self.tlb.memory())?;
+        let work = match Command::parse(&sqe) {
+            Ok(command) => Work::new(command),
+            Err(refusal) => Work::refused(refusal.status, refusal.va),
+        };
+        Ok((work, sqe.tag))
+    }
+
+    /// Goes on with one command.
+    fn execute(
+        &mut self,
+        model: &Model,
+        queue: &Queue,
+        state: &mut State,
+        work: &mut Work,
+        budget: &mut u32,
+    ) -> Left {
+        loop {
+            if self.user.behind() {
+                self.catch_up();
+                if queue.wanted() || !model.running() {
+                    return Left::InProgress;
+                }
+            }
+            let Next::Access(access) = work.next() else {
+                *budget = budget.saturating_sub(1);
+                return Left::Completed;
+            };
+            if *budget == 0 {
+                return Left::InProgress;
+            }
+            *budget -= 1;
+            match self.translate(model, state.rings.asid, state.rings.root, &access) {
+                Ok(page) => model.execute.perform(work, &access, page),
+                Err(Miss::End(status)) => work.end(status, access.va),
+                Err(Miss::Fault) => {
+                    queue.stall(state, access);
+                    return Left::InProgress;
+                }
+            }
+        }
+    }
+
+    /// The page of an access, from the TLB or the page table.
+    #[inline]
+    fn translate(&mut self, model: &Model, asid: u32, root: u64, access: &Access) -> Result<Page<'_>, Miss> {
+        // Looked up twice because a page that is returned borrows the TLB.
+        if self.tlb.lookup(asid, access.va).is_some_and(|page| usable(page, access)) {
+            return self.tlb.lookup(asid, access.va).ok_or(Miss::Fault);
+        }
+        self.walk(model, asid, root, access)
+    }
+
+    #[cold]
+    fn walk(&mut self, model: &Model, asid: u32, root: u64, access: &Access) -> Result<Page<'_>, Miss> {
+        model.counters.add(self.number, Counter::Walks, 1);
+        let translation = mmu::walk(self.tlb.memory(), root, access.va).map_err(|error| match error {
+            WalkError::NotMapped => Miss::Fault,
+            WalkError::BadMemory => Miss::End(Status::BAD_MEMORY),
+            WalkError::Malformed => Miss::End(Status::BAD_PAGE_TABLE),
+        })?;
+        if !mmu::allows(translation.access, access.kind) {
+            return Err(Miss::Fault);
+        }
+        let page = self.tlb.fill(asid, access.va, translation).ok_or(Miss::End(Status::BAD_MEMORY))?;
+        if usable(page, access) { Ok(page) } else { Err(Miss::End(Status::BAD_MEMORY)) }
+    }
+
+    /// Reports why a queue can't go on, if it has just stalled (spec 7.1). Its work is in its state.
+    fn report_stall(&self, model: &Model, state: &mut State) {
+        if state.stall.is_none() {
+            return;
+        }
+        model.queues.deactivate(state.rings.queue);
+        let room = !model.faults.crowded();
+        let memory = self.tlb.memory();
+        let reported = room && matches!(model.report(self.number, memory, state), Reported::Written { .. });
+        if !reported {
+            // The control thread reports it when there is room, or finds out what is wrong. It looks
+            // at FAULT_HEAD after this, so no move of the head is missed.
+            model.faults.wait_for_room(state.rings.queue);
+            model.nudge();
+        }
+    }
+
+    /// Posts the completion of the work in `state`.
+    fn complete(&self, model: &Model, state: &mut State, page: QueuePage<'_>) -> Result<(), RingLost> {
+        let Some((work, tag)) = state.work.take() else { return Ok(()) };
+        let Next::End(status, fault_addr) = work.next() else { return Ok(()) };
+        let Work { applied, result, .. } = work;
+        let completion = Completion { status, tag, result, applied, fault_addr };
+        let armed = state.complete(self.tlb.memory(), page, completion)?;
+        model.counters.add(self.number, Counter::Commands, 1);
+        if armed {
+            model.interrupt(self.number, state.rings.vector);
+        }
+        Ok(())
+    }
+
+    /// spec 4.5.
+    fn break_queue(&self, model: &Model, state: &mut State, page: QueuePage<'_>) -> Result<(), RingLost> {
+        complain!("queue {}: bad doorbell; ignored from now on", state.rings.queue);
+        state.broken = true;
+        state.work = Some((Work::refused(Status::BAD_DOORBELL, 0), 0));
+        self.complete(model, state, page)
+    }
+}
+
+/// Nothing is to be done: after a while, stop polling the queue (spec 4.3).
+fn rest(model: &Model, state: &mut State, page: QueuePage<'_>) {
+    let now = Instant::now();
+    if now - *state.quiet_since.get_or_insert(now) < model.options.poll {
+        return;
+    }
+    // In this order: a kick comes from somebody who saw NEED_KICK, so it activates the queue after
+    // this deactivation. And whoever stored a doorbell without seeing it is seen by the last look.
+    let queue = state.rings.queue;
+    model.queues.deactivate(queue);
+    page.need_kick.raise();
+    if state.look(page) == Look::Idle {
+        state.polled = false;
+    } else {
+        page.need_kick.store(0);
+        model.queues.activate(queue);
+        state.quiet_since = None;
+    }
+}
+
+/// Whether a translation suffices for an access: the permissions of the page table, and those of the
+/// DMA map.
+#[inline]
+fn usable(page: Page<'_>, access: &Access) -> bool {
+    mmu::allows(page.access(), access.kind) && (page.writable() || !access.writes())
+}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! `svmx-device`: one device on one socket, for one VMM.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use nix::sys::signal::{SigSet, Signal};
+use svmx_abi::regs::Counter;
+use svmx_device::device::Device;
+use svmx_device::model::{Model, Options};
+use svmx_device::vfio::Socket;
+use tracing_subscriber::EnvFilter;
+
+/// The svmx accelerator as a vfio-user device. It serves one VMM and ends when that goes, or on SIGTERM or
+/// SIGINT.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// UNIX socket to listen on; made with mode 0600, removed at the end
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+    /// Engines: threads that execute commands
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    engines: u16,
+    /// Microseconds that an idle thread polls before it sleeps [default: by the host's CPUs]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
+    poll_us: Option<u64>,
+    /// Nanoseconds between the read and the write of an atomic on an exclusively held page
+    #[arg(long, value_name = "NS", default_value_t = 0,
+          value_parser = clap::value_parser!(u64).range(0..=1_000_000_000))]
+    rmw_delay: u64,
+    /// More log lines; twice for more still
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return refuse(&error),
+    };
+    let level = ["info", "debug", "trace"][usize::from(arguments.verbose.min(2))];
+    let filter = EnvFilter::try_from_env("SVMX_LOG")
+        .unwrap_or_else(|_| EnvFilter::new(format!("warn,svmx_device={level}")));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One line and exit code 2 for what can't be run; help and version as they are.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.to_string();
+    eprintln!("{}", text.lines().next().unwrap_or("bad arguments"));
+    ExitCode::from(2)
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    // Before any thread begins, so that all inherit it and only the waiting one takes signals.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block()?;
+
+    let socket = Socket::bind(&arguments.socket)?;
+    let mut device = Device::new(Options {
+        engines: arguments.engines.into(),
+        poll: arguments.poll_us.map_or_else(default_poll, Duration::from_micros),
+        rmw_delay: Duration::from_nanos(arguments.rmw_delay),
+    })?;
+    end_on(signals, device.model().clone(), socket.path().into())?;
+    tracing::info!("listening on {}", socket.path().display());
+    let served = socket.serve(&mut device);
+    device.end();
+    summarize(device.model());
+    Ok(served?)
+}
+
+/// On a small host polling takes time from the guest's CPUs.
+fn default_poll() -> Duration {
+    let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get());
+    Duration::from_micros(if cpus >= 4 { 50 } else { 20 })
+}
+
+/// The transport may be waiting for a message or for a VMM; so the process is ended from here, after the
+/// device has stopped.
+fn end_on(signals: SigSet, model: Arc<Model>, socket: PathBuf) -> anyhow::Result<()> {
+    let wait = move || {
+        let Ok(signal) = signals.wait() else { return };
+        tracing::info!("{signal}");
+        model.exit();
+        summarize(&model);
+        let _ = std::fs::remove_file(socket);
+        std::process::exit(0);
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(wait)?;
+    Ok(())
+}
+
+fn summarize(model: &Model) {
+    let total = |counter| model.counters.total(counter);
+    tracing::info!(
+        commands = total(Counter::Commands),
+        elements = total(Counter::Elements),
+        faults = total(Counter::Faults),
+        interrupts = total(Counter::Interrupts),
+        "ended"
+    );
+}

@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Guest memory: an immutable snapshot of the DMA maps, and the words inside it.
+//!
+//! A map or unmap makes a new snapshot; whoever uses guest memory holds an `Arc` of one, so a host
+//! pointer can't outlive its mapping. *When* users move to a new snapshot is not decided here but by
+//! [`crate::invalidate`]. Guest memory is shared with CPUs that obey nobody: every access is an
+//! atomic one of 32 or 64 bits, and what was read once is never read again.
+
+#![expect(unsafe_code, reason = "turns host addresses inside a mapping into references to atomic words")]
+
+use std::fs::File;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use nix::libc::{MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE};
+use svmx_abi::pci::{PAGE_SIZE, page_base, page_offset};
+use svmx_abi::pte::Access;
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MemoryRegionAddress, MmapRegion,
+};
+
+/// Maps that one device accepts. QEMU makes about twenty.
+pub const MAX_MAPS: usize = 1024;
+
+/// Why a DMA map or unmap was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// Address or size is not a multiple of the page size, is zero, or wraps.
+    #[error("range {address:#x}+{size:#x} is empty, misaligned or wraps")]
+    BadRange {
+        /// Guest-physical address.
+        address: u64,
+        /// Bytes.
+        size: u64,
+    },
+    /// The range overlaps one that is mapped, or an unmap would split a map.
+    #[error("range {address:#x}+{size:#x} overlaps another map in part")]
+    Overlap {
+        /// Guest-physical address.
+        address: u64,
+        /// Bytes.
+        size: u64,
+    },
+    /// More than [`MAX_MAPS`].
+    #[error("more than {MAX_MAPS} maps")]
+    TooMany,
+    /// The host could not map the file there.
+    #[error("mapping the file: {0}")]
+    Mmap(#[from] vm_memory::mmap::MmapRegionError),
+}
+
+/// One DMA map: a file's bytes at a guest-physical address.
+#[derive(Debug)]
+pub struct DmaMap {
+    /// Guest-physical address.
+    pub address: u64,
+    /// Bytes.
+    pub size: u64,
+    /// What holds the memory.
+    pub file: File,
+    /// Where in the file.
+    pub offset: u64,
+    /// Whether the device may write. The file descriptor may allow it all the same.
+    pub writable: bool,
+}
+
+/// A snapshot of all DMA maps.
+#[derive(Clone, Debug, Default)]
+pub struct GuestMemory {
+    regions: GuestMemoryMmap,
+}
+
+impl GuestMemory {
+    /// This snapshot and one more map.
+    pub fn with_map(&self, map: DmaMap) -> Result<Self, MemoryError> {
+        let DmaMap { address, size, file, offset, writable } = map;
+        check_range(address, size)?;
+        let bad_range = MemoryError::BadRange { address, size };
+        let (Ok(length), 0) = (usize::try_from(size), page_offset(offset)) else { return Err(bad_range) };
+        if self.regions.num_regions() >= MAX_MAPS {
+            return Err(MemoryError::TooMany);
+        }
+        let protection = if writable { PROT_READ | PROT_WRITE } else { PROT_READ };
+        let file = FileOffset::new(file, offset);
+        let mapping = MmapRegion::build(Some(file), length, protection, MAP_SHARED | MAP_NORESERVE)?;
+        let region = GuestRegionMmap::new(mapping, GuestAddress(address)).ok_or(bad_range)?;
+        let regions = self.regions.insert_region(Arc::new(region));
+        Ok(GuestMemory { regions: regions.map_err(|_| MemoryError::Overlap { address, size })? })
+    }
+
+    /// This snapshot without the maps inside a range, and whether there were any.
+    pub fn without(&self, address: u64, size: u64) -> Result<(Self, bool), MemoryError> {
+        check_range(address, size)?;
+        let last = address + (size - 1);
+        let mut regions = self.regions.clone();
+        let mut found = false;
+        for region in self.regions.iter() {
+            let (start, end) = (region.start_addr().0, region.last_addr().0);
+            if end < address || start > last {
+                continue;
+            }
+            if start < address || end > last {
+                return Err(MemoryError::Overlap { address, size });
+            }
+            if let Ok((rest, _)) = regions.remove_region(region.start_addr(), region.len()) {
+                (regions, found) = (rest, true);
+            }
+        }
+        Ok((GuestMemory { regions }, found))
+    }
+
+    /// The 32-bit word at a guest-physical address, or `None` if it is misaligned, outside every map,
+    /// or in a read-only one and `write` is wanted.
+    pub fn word32(&self, address: u64, write: bool) -> Option<&AtomicU32> {
+        let page = self.page(address, write).filter(|_| address.is_multiple_of(4))?;
+        Some(page.word32(page_offset(address)))
+    }
+
+    /// The 64-bit word at a guest-physical address, under the conditions of [`Self::word32`].
+    pub fn word64(&self, address: u64, write: bool) -> Option<&AtomicU64> {
+        let page = self.page(address, write).filter(|_| address.is_multiple_of(8))?;
+        Some(page.word64(page_offset(address)))
+    }
+
+    /// Copies `N` 64-bit words, each read once.
+    pub fn copy<const N: usize>(&self, address: u64) -> Option<[u64; N]> {
+        let mut words = [0; N];
+        for (word, at) in words.iter_mut().zip((0..).step_by(8)) {
+            *word = self.word64(address.checked_add(at)?, false)?.load(Ordering::Relaxed);
+        }
+        Some(words)
+    }
+
+    /// Whether every page of a range that begins at a page is mapped, and writable if `write`.
+    pub fn contains(&self, address: u64, size: u64, write: bool) -> bool {
+        let Some(end) = address.checked_add(size) else { return false };
+        (page_base(address)..end).step_by(PAGE_SIZE as usize).all(|page| self.page(page, write).is_some())
+    }
+
+    /// The page of a guest-physical address, without a translation's permissions.
+    pub fn page(&self, address: u64, write: bool) -> Option<Page<'_>> {
+        let page = self.host_page(address)?;
+        // SAFETY: the page was just found in this snapshot.
+        let page = unsafe { page.bind(self) };
+        (page.writable() || !write).then_some(page)
+    }
+
+    /// The host's page for the guest-physical page of `address`. Maps are page-aligned, so a page is
+    /// in one map or none.
+    pub(crate) fn host_page(&self, address: u64) -> Option<HostPage> {
+        let region = self.regions.find_region(GuestAddress(address))?;
+        let offset = page_base(address) - region.start_addr().0;
+        let host = region.get_host_address(MemoryRegionAddress(offset)).ok()?;
+        let writable = region.prot() & PROT_WRITE != 0;
+        Some(HostPage { host: NonNull::new(host)?, frame: page_base(address), writable })
+    }
+
+    /// Whether the `size` bytes at `address`, both page-aligned, lie in one map.
+    pub(crate) fn contiguous(&self, address: u64, size: u64) -> bool {
+        let Some(last) = address.checked_add(size - 1) else { return false };
+        let region = self.regions.find_region(GuestAddress(address));
+        region.is_some_and(|region| last <= region.last_addr().0)
+    }
+}
+
+fn check_range(address: u64, size: u64) -> Result<(), MemoryError> {
+    let aligned = page_offset(address) == 0 && page_offset(size) == 0;
+    let good = size != 0 && aligned && address.checked_add(size).is_some();
+    if good { Ok(()) } else { Err(MemoryError::BadRange { address, size }) }
+}
+
+/// Where the host has a page of guest memory; means something only together with the snapshot that
+/// it came from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HostPage {
+    host: NonNull<u8>,
+    /// Guest-physical address of the page.
+    frame: u64,
+    writable: bool,
+}
+
+// SAFETY: an address is only dereferenced through `bind`, whose caller holds the snapshot; the memory
+// behind it is accessed by atomic operations alone, from any thread.
+unsafe impl Send for HostPage {}
+
+impl HostPage {
+    /// Ties the page to the snapshot that it came from.
+    ///
+    /// # Safety
+    ///
+    /// `memory` gave out this page.
+    pub(crate) unsafe fn bind(self, _memory: &GuestMemory) -> Page<'_> {
+        Page { at: self, access: Access::default(), memory: PhantomData }
+    }
+
+    /// The page `pages` further on.
+    ///
+    /// # Safety
+    ///
+    /// `contiguous` has confirmed a range that begins at this page and holds that one.
+    pub(crate) unsafe fn offset(self, pages: u64) -> HostPage {
+        let bytes = pages * PAGE_SIZE;
+        // SAFETY: by the caller's promise both pages are in one mapping.
+        let host = unsafe { self.host.add(bytes as usize) };
+        HostPage { host, frame: self.frame + bytes, ..self }
+    }
+}
+
+/// A page of guest memory with what its translation allows, while its snapshot is held.
+#[derive(Clone, Copy, Debug)]
+pub struct Page<'m> {
+    at: HostPage,
+    access: Access,
+    memory: PhantomData<&'m GuestMemory>,
+}
+
+impl<'m> Page<'m> {
+    /// The same page with a translation's permissions.
+    pub fn with_access(self, access: Access) -> Self {
+        Page { access, ..self }
+    }
+    /// What the translation allows.
+    pub fn access(&self) -> Access {
+        self.access
+    }
+    /// Guest-physical address of the page.
+    pub fn frame(&self) -> u64 {
+        self.at.frame
+    }
+    /// Whether the DMA map lets the device write.
+    pub fn writable(&self) -> bool {
+        self.at.writable
+    }
+
+    /// The 32-bit word at `offset` into the page, rounded down to one.
+    pub fn word32(&self, offset: u64) -> &'m AtomicU32 {
+        let offset = (page_offset(offset) & !3) as usize;
+        // SAFETY: a page is 4096 mapped bytes that stay mapped for 'm, and the offset is aligned and
+        // at most 4092. All accesses to the memory by this process are atomic.
+        unsafe { AtomicU32::from_ptr(self.at.host.add(offset).as_ptr().cast()) }
+    }
+
+    /// The 64-bit word at `offset` into the page, rounded down to one.
+    pub fn word64(&self, offset: u64) -> &'m AtomicU64 {
+        let offset = (page_offset(offset) & !7) as usize;
+        // SAFETY: as in `word32`, with an offset of at most 4088.
+        unsafe { AtomicU64::from_ptr(self.at.host.add(offset).as_ptr().cast()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+
+    fn memfd(size: u64) -> File {
+        let file = File::from(memfd_create("test", MFdFlags::MFD_CLOEXEC).unwrap());
+        file.set_len(size).unwrap();
+        file
+    }
+
+    fn map(address: u64, size: u64, writable: bool) -> DmaMap {
+        DmaMap { address, size, file: memfd(size), offset: 0, writable }
+    }
+
+    #[test]
+    fn words_outside_maps_are_none() {
+        let memory = GuestMemory::default().with_map(map(0x1000, 0x2000, true)).unwrap();
+        assert!(memory.word64(0x1000, true).is_some() && memory.word64(0x2ff8, true).is_some());
+        for address in [0, 0xff8, 0x3000, 0x1004, u64::MAX, u64::MAX - 7] {
+            assert!(memory.word64(address, false).is_none(), "{address:#x}");
+        }
+    }
+
+    #[test]
+    fn read_only_maps_refuse_writers() {
+        let memory = GuestMemory::default().with_map(map(0, 0x1000, false)).unwrap();
+        assert!(memory.word32(0, false).is_some() && memory.word32(0, true).is_none());
+        assert!(!memory.contains(0, 0x1000, true));
+    }
+
+    #[test]
+    fn bad_maps_are_refused() {
+        let memory = GuestMemory::default().with_map(map(0x1000, 0x2000, true)).unwrap();
+        assert!(matches!(memory.with_map(map(0x2000, 0x1000, true)), Err(MemoryError::Overlap { .. })));
+        assert!(matches!(memory.with_map(map(0x8001, 0x1000, true)), Err(MemoryError::BadRange { .. })));
+        let wrap = DmaMap { address: !0xfff, size: 0x2000, ..map(0, 0x1000, true) };
+        assert!(matches!(memory.with_map(wrap), Err(MemoryError::BadRange { .. })));
+        let short = DmaMap { size: 0x4000, ..map(0x10000, 0x1000, true) };
+        assert!(matches!(memory.with_map(short), Err(MemoryError::Mmap(_))));
+    }
+
+    #[test]
+    fn unmap_takes_whole_maps_only() {
+        let memory = GuestMemory::default().with_map(map(0x1000, 0x2000, true)).unwrap();
+        assert!(memory.without(0x1000, 0x1000).is_err());
+        let (rest, found) = memory.without(0, 0x10000).unwrap();
+        assert!(found && rest.word32(0x1000, false).is_none());
+        assert!(!rest.without(0x1000, 0x2000).unwrap().1);
+    }
+}
