@@ -77,9 +77,9 @@ impl PageTable {
         self.root.table.dma()
     }
 
-    /// Makes the walk of `va` lead to `leaf`, a table of level 0. What is missing between is made;
-    /// if that fails, what was made stays for the next attempt.
-    pub(crate) fn attach(&mut self, va: u64, leaf: &Table) -> Result {
+    /// Makes the walk of `va` lead to the table of level 0 at `leaf`. What is missing between is
+    /// made; if that fails, nothing leads to `leaf`, and what was made stays for the next attempt.
+    pub(crate) fn attach(&mut self, va: u64, leaf: u64) -> Result {
         for level in (1..ROOT).rev() {
             if self.tables.get(&key(level, va)).is_none() {
                 let inner = Inner { table: Table::new(&self.device)?, used: 0 };
@@ -88,7 +88,7 @@ impl PageTable {
                 self.set(level + 1, va, Pte::table(dma));
             }
         }
-        self.set(1, va, Pte::table(leaf.dma()));
+        self.set(1, va, Pte::table(leaf));
         Ok(())
     }
 

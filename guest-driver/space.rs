@@ -3,7 +3,6 @@
 //! A context's address space on the device: its page table and its spans, made on demand.
 
 use super::device::Device;
-use super::hw::PciDevice;
 use super::mm::Owner;
 use super::pagetable::{PageTable, Table};
 use super::span::{Shared, Span, SpanNotifier, SPAN};
@@ -38,52 +37,30 @@ impl Space {
         self.table.root()
     }
 
-    /// The span of `va`, which is made if it is not there. Sleeps.
-    pub(crate) fn span(&mut self, mm: &MmWithUser, owner: Owner, va: u64) -> Result<Arc<SpanNotifier>> {
-        let base = va - va % SPAN;
-        if let Some(span) = self.spans.get(&base) {
-            return Ok(span.clone());
-        }
+    /// The span of `va`, if it is there.
+    pub(crate) fn find(&self, va: u64) -> Option<Arc<SpanNotifier>> {
+        self.spans.get(&base(va)).cloned()
+    }
+
+    /// Makes the span of `va`, which is not there. Sleeps.
+    pub(crate) fn make(&mut self, mm: &MmWithUser, owner: Owner, va: u64) -> Result<Arc<SpanNotifier>> {
         if self.count >= MAX_SPANS {
             self.evict();
         }
-        let leaf = Table::new(self.pci())?;
-        // Attached while it is empty; taken out again if the notifier can't be had.
-        self.table.attach(base, &leaf)?;
-        let notifier = self.insert(mm, owner, base, leaf);
-        if notifier.is_err() {
-            self.forget(base);
-        }
-        notifier
-    }
-
-    fn pci(&self) -> &PciDevice {
-        self.device.pci()
-    }
-
-    fn insert(&mut self, mm: &MmWithUser, owner: Owner, base: u64, leaf: Table) -> Result<Arc<SpanNotifier>> {
+        let base = base(va);
+        let table = Table::new(self.device.pci())?;
+        let leaf = table.dma();
         let shared = Shared { device: self.device.clone(), stats: self.stats.clone(), asid: self.asid };
-        let span = Arc::pin_init(
-            SpanNotifier::new(mm, base..base + SPAN, owner, shared, Span::new(leaf, base)),
-            GFP_KERNEL,
-        )?;
+        let notifier = SpanNotifier::new(mm, base..base + SPAN, owner, shared, Span::new(table, base));
+        let span = Arc::pin_init(notifier, GFP_KERNEL)?;
         self.spans.try_create_and_insert(base, span.clone(), GFP_KERNEL)?;
+        // Last, so that nothing leads to the leaf table of a span that could not be made.
+        if let Err(error) = self.table.attach(base, leaf) {
+            self.spans.remove(&base);
+            return Err(error);
+        }
         self.count += 1;
         Ok(span)
-    }
-
-    /// Takes the span at `base` out of the table, which nothing was mapped in.
-    fn forget(&mut self, base: u64) {
-        let retired = self.table.detach(base);
-        self.settle();
-        drop(retired);
-    }
-
-    /// Makes the device forget every table that was detached.
-    fn settle(&self) {
-        if let Ok(ticket) = self.device.submit_sync(&[]) {
-            self.device.wait_synced(ticket);
-        }
     }
 
     /// Takes one span away from the device and frees it. Its pages fault again.
@@ -116,4 +93,9 @@ impl Space {
         }
         self.count = 0;
     }
+}
+
+/// The first address of the span of `va`.
+fn base(va: u64) -> u64 {
+    va - va % SPAN
 }

@@ -2,7 +2,12 @@
 
 //! The fault service: what a context's work item does with its faults.
 
-use super::abi::{fault::AccessKind, pci, pte::Access, status::Status};
+use super::abi::{
+    fault::AccessKind,
+    pci,
+    pte::{Access, Pte},
+    status::Status,
+};
 use super::context::Context;
 use super::faultq::Fault;
 use super::hw::Stopwatch;
@@ -71,13 +76,7 @@ fn try_serve(context: &Context, fault: &Fault) -> Result<(), Status> {
     if page >= pci::VA_END {
         return Err(Status::FAULT);
     }
-    // Before a span is made for it.
-    allowed(&mm, page, fault.access)?;
-    let span = {
-        let mut space = context.space.lock();
-        let space = (*space).as_mut().ok_or(Status::CANCELLED)?;
-        space.span(&mm, context.owner(), page).map_err(|_| Status::NO_RESOURCES)?
-    };
+    let span = span_of(context, &mm, fault, page)?;
     // Another queue of the context may have had the same fault.
     let locked = span.lock();
     if let Some(entry) = locked.sufficient(page, fault.access) {
@@ -97,12 +96,26 @@ fn try_serve(context: &Context, fault: &Fault) -> Result<(), Status> {
         }
     }
     // The device looks again and faults again, behind whoever else waits.
-    locked_retry(&span, fault);
+    span.lock().replay(span.shared(), fault, Pte::NONE);
     Ok(())
 }
 
-fn locked_retry(span: &SpanNotifier, fault: &Fault) {
-    span.lock().replay(span.shared(), fault, super::abi::pte::Pte::NONE);
+/// The span of the page, which is made for memory only that the process may access.
+fn span_of(
+    context: &Context,
+    mm: &MmWithUser,
+    fault: &Fault,
+    page: u64,
+) -> Result<Arc<SpanNotifier>, Status> {
+    let mut space = context.space.lock();
+    let space = (*space).as_mut().ok_or(Status::CANCELLED)?;
+    match space.find(page) {
+        Some(span) => Ok(span),
+        None => {
+            allowed(mm, page, fault.access)?;
+            space.make(mm, context.owner(), page).map_err(|_| Status::NO_RESOURCES)
+        }
+    }
 }
 
 /// Obtains the page and maps it. `Ok(false)`: an invalidation came between, start over.
