@@ -84,16 +84,15 @@ impl Default for ConfigSpace {
 impl ConfigSpace {
     /// Reads; bytes beyond the end are zero.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
-        for (byte, at) in data.iter_mut().zip(offset..) {
-            *byte = usize::try_from(at).ok().and_then(|at| self.bytes.get(at)).copied().unwrap_or(0);
+        for (byte, at) in data.iter_mut().zip(positions(offset)) {
+            *byte = self.bytes.get(at).copied().unwrap_or(0);
         }
     }
 
     /// Writes byte by byte, as far as each bit can be written.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
         let mut effect = Effect::default();
-        for (&byte, at) in data.iter().zip(offset..) {
-            let Some(at) = usize::try_from(at).ok().filter(|&at| at < CONFIG_SIZE) else { continue };
+        for (&byte, at) in data.iter().zip(positions(offset)).filter(|&(_, at)| at < CONFIG_SIZE) {
             effect.reset |= at == DEVICE_CONTROL + 1 && byte & FUNCTION_LEVEL_RESET != 0;
             self.write_byte(at, byte);
         }
@@ -121,6 +120,12 @@ impl ConfigSpace {
         let cleared = self.layout.write_one_clears[at] & byte;
         self.bytes[at] = ((old & !writable) | (byte & writable)) & !cleared;
     }
+}
+
+/// The positions of an access's bytes; those beyond the address space are all the last one.
+pub(crate) fn positions(offset: u64) -> impl Iterator<Item = usize> {
+    let first = usize::try_from(offset).unwrap_or(usize::MAX);
+    (0..usize::MAX).map(move |at| first.saturating_add(at))
 }
 
 impl Layout {

@@ -16,7 +16,7 @@ use svmx_abi::regs::{Control, Counter, DeviceStatus, FatalError};
 use svmx_abi::ring;
 
 use crate::complain::complain;
-use crate::config::ConfigSpace;
+use crate::config::{ConfigSpace, positions};
 use crate::control::Controller;
 use crate::engine::Engine;
 use crate::memory::{DmaMap, GuestMemory, MemoryError};
@@ -109,9 +109,9 @@ impl Device {
             }
             Region::Msix => {
                 let pending = self.model.interrupts.pending().to_le_bytes();
-                for (byte, at) in data.iter_mut().zip(offset..) {
-                    let in_pending = at.checked_sub(MSIX_PBA_OFFSET).and_then(|at| pending.get(at as usize));
-                    *byte = *self.msix_table.get(at as usize).or(in_pending).unwrap_or(&0);
+                for (byte, at) in data.iter_mut().zip(positions(offset)) {
+                    let in_pending = at.checked_sub(MSIX_PBA_OFFSET as usize).and_then(|at| pending.get(at));
+                    *byte = *self.msix_table.get(at).or(in_pending).unwrap_or(&0);
                 }
             }
         }
@@ -135,8 +135,8 @@ impl Device {
                 }
             }
             Region::Msix => {
-                for (&byte, at) in data.iter().zip(offset..) {
-                    if let Some(place) = self.msix_table.get_mut(at as usize) {
+                for (&byte, at) in data.iter().zip(positions(offset)) {
+                    if let Some(place) = self.msix_table.get_mut(at) {
                         *place = byte;
                     }
                 }

@@ -48,6 +48,14 @@ pub enum MemoryError {
     /// More than [`MAX_MAPS`].
     #[error("more than {MAX_MAPS} maps")]
     TooMany,
+    /// The file ends before the range does: an access there would end this process.
+    #[error("file too short for {offset:#x}+{size:#x}")]
+    ShortFile {
+        /// Where the range begins in the file.
+        offset: u64,
+        /// Bytes.
+        size: u64,
+    },
     /// The host could not map the file there.
     #[error("mapping the file: {0}")]
     Mmap(#[from] vm_memory::mmap::MmapRegionError),
@@ -83,6 +91,9 @@ impl GuestMemory {
         let (Ok(length), 0) = (usize::try_from(size), page_offset(offset)) else { return Err(bad_range) };
         if self.regions.num_regions() >= MAX_MAPS {
             return Err(MemoryError::TooMany);
+        }
+        if offset.checked_add(size).is_none_or(|end| end > file.metadata().map_or(0, |data| data.len())) {
+            return Err(MemoryError::ShortFile { offset, size });
         }
         let protection = if writable { PROT_READ | PROT_WRITE } else { PROT_READ };
         let file = FileOffset::new(file, offset);
@@ -291,7 +302,7 @@ mod tests {
         let wrap = DmaMap { address: !0xfff, size: 0x2000, ..map(0, 0x1000, true) };
         assert!(matches!(memory.with_map(wrap), Err(MemoryError::BadRange { .. })));
         let short = DmaMap { size: 0x4000, ..map(0x10000, 0x1000, true) };
-        assert!(matches!(memory.with_map(short), Err(MemoryError::Mmap(_))));
+        assert!(matches!(memory.with_map(short), Err(MemoryError::ShortFile { .. })));
     }
 
     #[test]
