@@ -153,8 +153,9 @@ impl Machine {
         let slowdown = self.kernel.flavour.slowdown();
         // Notices and worse: each character on the serial line costs an exit.
         let level = if self.verbose { "loglevel=8 earlyprintk=ttyS0" } else { "loglevel=6" };
+        // An overloaded host fails the kernel's check that timer interrupts come in time.
         let mut line = format!(
-            "console=ttyS0 {level} panic=-1 oops=panic pty.legacy_count=0 random.trust_cpu=on \
+            "console=ttyS0 {level} panic=-1 oops=panic pty.legacy_count=0 random.trust_cpu=on no_timer_check \
              sysctl.kernel.hung_task_timeout_secs={} sysctl.kernel.watchdog_thresh=30 rcupdate.rcu_cpu_stall_timeout=60",
             20 * slowdown,
         );
