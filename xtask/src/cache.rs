@@ -86,12 +86,29 @@ impl Cache {
         if place.is_dir() {
             return Ok(place);
         }
+        self.sweep(name)?;
         let partial = self.dir.join(format!("{name}.partial"));
-        remove_tree(&partial)?;
         fs::create_dir(&partial)?;
         make(&partial).await?;
         fs::rename(&partial, &place)?;
         Ok(place)
+    }
+}
+
+impl Cache {
+    /// Removes what interrupted steps left: this entry's, whose lock we hold, and every other that nobody
+    /// holds the lock of.
+    fn sweep(&self, ours: &str) -> Result<()> {
+        for file in fs::read_dir(&self.dir)? {
+            let Ok(name) = file?.file_name().into_string() else { continue };
+            let Some(entry) = name.strip_suffix(".partial") else { continue };
+            let lock = File::create(self.dir.join(format!("{entry}.lock")))?;
+            let abandoned = entry == ours || Flock::lock(lock, FlockArg::LockExclusiveNonblock).is_ok();
+            if abandoned {
+                remove_tree(&self.dir.join(&name))?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -163,6 +180,19 @@ mod tests {
             .await
             .unwrap();
         assert!(made.join("whole").exists());
+    }
+
+    #[tokio::test]
+    async fn what_was_abandoned_goes_and_what_is_being_made_stays() {
+        let (_dir, cache) = scratch();
+        let progress = Progress::new(false);
+        for name in ["abandoned", "busy"] {
+            fs::create_dir(cache.dir.join(format!("{name}.partial"))).unwrap();
+        }
+        let _busy = lock(&cache.dir.join("busy.lock"), &progress).await.unwrap();
+        cache.entry("x", &progress, async |_| Ok(())).await.unwrap();
+        assert!(!cache.dir.join("abandoned.partial").exists());
+        assert!(cache.dir.join("busy.partial").exists());
     }
 
     #[tokio::test]
