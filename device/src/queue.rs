@@ -290,7 +290,7 @@ mod tests {
             order.push(at);
         }
         assert_eq!(order, [1, 63, 64, 511, 1]);
-        [1, 63, 511].map(|queue| queues.deactivate(queue));
+        [1, 63, 511].iter().for_each(|&queue| queues.deactivate(queue));
         assert_eq!(queues.next_active(64), Some(64));
         queues.deactivate(64);
         assert!(!queues.any_active());

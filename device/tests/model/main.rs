@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The device against a mock driver in the same process: no transport, no guest.
+
+mod commands;
+mod faults;
+mod invalidation;
+mod lifecycle;
+mod mock_driver;
+mod sharing;

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Several engines and host threads on the same words: what *atomic* and *coherent* pages promise (spec
+//! 6.3), and what they don't.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use svmx_abi::pte::{Access, Pte};
+use svmx_abi::queue::{Opcode, Sqe, WidthLog2};
+use svmx_abi::status::Status;
+use svmx_device::model::Options;
+
+use crate::mock_driver::{Mock, OPTIONS, UserQueue, add_strided};
+
+const VA: u64 = 0x7000_0000;
+const COUNT: u32 = 300_000;
+
+#[test]
+fn two_engines_on_one_atomic_page_lose_nothing() {
+    let mock = Mock::new();
+    // Two contexts: the device serializes by guest-physical page.
+    let frame = mock.pages(1);
+    let mut queues = [0, 1].map(|at: u64| {
+        let space = mock.space();
+        mock.map(space, VA + at * 0x5000, Pte::leaf(frame, Access::EXCLUSIVE));
+        UserQueue::new(&mock, space)
+    });
+    for (at, queue) in queues.iter_mut().enumerate() {
+        queue.submit(add_strided(VA + at as u64 * 0x5000, COUNT, 0));
+    }
+    for queue in &mut queues {
+        let cqe = queue.wait();
+        assert_eq!((cqe.head.status(), cqe.applied), (Status::SUCCESS, COUNT));
+    }
+    assert_eq!(mock.ram64(frame).load(Ordering::Relaxed), 2 * u64::from(COUNT));
+}
+
+/// Adds from a host thread while the device adds `count`; how much is missing in the end.
+fn lost(mock: &Mock, access: Access, count: u32) -> u64 {
+    let frame = mock.pages(1);
+    let space = mock.space();
+    mock.map(space, VA, Pte::leaf(frame, access));
+    let mut queue = UserQueue::new(mock, space);
+    let done = AtomicBool::new(false);
+    let word = mock.ram64(frame);
+    let added = std::thread::scope(|scope| {
+        let host = scope.spawn(|| {
+            let mut added = 0;
+            while !done.load(Ordering::Relaxed) {
+                word.fetch_add(1, Ordering::Relaxed);
+                added += 1;
+            }
+            added
+        });
+        assert_eq!(queue.run(add_strided(VA, count, 0)).applied, count);
+        done.store(true, Ordering::Relaxed);
+        host.join().unwrap()
+    });
+    added + u64::from(count) - word.load(Ordering::Relaxed)
+}
+
+#[test]
+fn a_coherent_page_shared_with_the_host_loses_nothing() {
+    let mock = Mock::new();
+    assert_eq!(lost(&mock, Access::COHERENT, COUNT), 0);
+    assert_eq!(lost(&mock, Access { atomic: true, ..Access::COHERENT }, COUNT), 0);
+}
+
+/// The negative control: without exclusive access updates are lost.
+#[test]
+fn an_atomic_page_shared_with_the_host_loses_updates() {
+    let mock = Mock::with(Options { rmw_delay: Duration::from_micros(2), ..OPTIONS }, 6);
+    assert!(lost(&mock, Access::EXCLUSIVE, COUNT) > 0);
+}
+
+#[test]
+fn a_write_is_not_lost_between_another_queue_s_read_and_write() {
+    let mock = Mock::with(Options { rmw_delay: Duration::from_micros(1), ..OPTIONS }, 6);
+    let space = mock.space();
+    let frame = mock.pages(1);
+    mock.map(space, VA, Pte::leaf(frame, Access::EXCLUSIVE));
+    let (mut adder, mut writer) = (UserQueue::new(&mock, space), UserQueue::new(&mock, space));
+    for round in 1..200u64 {
+        adder.submit(add_strided(VA, 50, 0));
+        let (opcode, width, operand) = (Opcode::WRITE, WidthLog2::W64, round << 32);
+        writer.run(Sqe { opcode, width, operand, addr: VA, ..Default::default() });
+        adder.wait();
+        assert_eq!(mock.ram64(frame).load(Ordering::Relaxed) >> 32, round);
+    }
+}
