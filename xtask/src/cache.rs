@@ -103,8 +103,9 @@ impl Cache {
             let Ok(name) = file?.file_name().into_string() else { continue };
             let Some(entry) = name.strip_suffix(".partial") else { continue };
             let lock = File::create(self.dir.join(format!("{entry}.lock")))?;
-            let abandoned = entry == ours || Flock::lock(lock, FlockArg::LockExclusiveNonblock).is_ok();
-            if abandoned {
+            // Held until the removal is done.
+            let held = Flock::lock(lock, FlockArg::LockExclusiveNonblock);
+            if entry == ours || held.is_ok() {
                 remove_tree(&self.dir.join(&name))?;
             }
         }

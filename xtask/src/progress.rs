@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Debug)]
 pub(crate) struct Progress {
     verbose: bool,
+    began: Instant,
     /// The terminal's spinners; `None` without a terminal.
     spinners: Option<MultiProgress>,
 }
@@ -31,7 +32,16 @@ const PLAIN_INTERVAL: Duration = Duration::from_secs(60);
 
 impl Progress {
     pub(crate) fn new(verbose: bool) -> Self {
-        Progress { verbose, spinners: std::io::stderr().is_terminal().then(MultiProgress::new) }
+        Progress {
+            verbose,
+            began: Instant::now(),
+            spinners: std::io::stderr().is_terminal().then(MultiProgress::new),
+        }
+    }
+
+    /// How long the command has been running.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.began.elapsed()
     }
 
     /// Something worth a line of its own.

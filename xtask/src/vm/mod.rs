@@ -118,7 +118,7 @@ impl Machine {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let booted = Instant::now();
         let mut qemu = Running::start(&mut command)?;
-        progress.detail(format!("QEMU started {:.3} s after the run began", started.elapsed().as_secs_f64()));
+        progress.detail(format!("QEMU started {:.3} s after xtask", progress.elapsed().as_secs_f64()));
         let logs = rundir::capture(&mut qemu, &dir)?;
 
         let mut watch = Watch::new(plan.scenario, &mut devices, &mut qemu, booted);
