@@ -136,16 +136,13 @@ fn grant_exclusive(
     fault: &Fault,
     page: u64,
 ) -> Result<bool> {
-    let seq = span.read_begin();
+    let attempt = span.attempt(page..page + pci::PAGE_SIZE);
     // From here until `exclusive` is dropped no CPU can get the page back: it waits for the folio.
     let exclusive = match ExclusivePage::acquire(mm, page as usize, context.owner()) {
         Err(error) if is_transient(error) => return Ok(false),
         result => result?,
     };
-    let mut locked = span.lock();
-    if locked.retry(seq) {
-        return Ok(false);
-    }
+    let Some(mut locked) = attempt.commit() else { return Ok(false) };
     locked.map(span.shared(), fault, exclusive.phys(), Access::EXCLUSIVE);
     context.stats.grants.bump();
     drop(locked);
@@ -162,15 +159,12 @@ fn grant_shared(
     page: u64,
     access: Access,
 ) -> Result<bool> {
-    let seq = span.read_begin();
-    let phys = match fault_page(span, seq, mm, page as usize, access.write) {
+    let attempt = span.attempt(page..page + pci::PAGE_SIZE);
+    let phys = match fault_page(&attempt, mm, page as usize, access.write) {
         Err(error) if is_transient(error) => return Ok(false),
         result => result?,
     };
-    let mut locked = span.lock();
-    if locked.retry(seq) {
-        return Ok(false);
-    }
+    let Some(mut locked) = attempt.commit() else { return Ok(false) };
     locked.map(span.shared(), fault, phys, access);
     context.stats.shared_grants.bump();
     Ok(true)

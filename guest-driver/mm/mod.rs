@@ -5,9 +5,9 @@
 //!
 //! They know nothing of svmx. A driver uses them together:
 //!
-//! 1. `seq = notifier.read_begin()`;
+//! 1. `attempt = notifier.attempt(page)`;
 //! 2. look the page up: [`ExclusivePage::acquire`] or [`fault_page`];
-//! 3. `guard = notifier.lock()`; if `guard.retry(seq)`, drop everything and start over;
+//! 3. `guard = attempt.commit()`; if there is none, drop everything and start over;
 //! 4. give the device the page while the guard is held.
 //!
 //! Then every later change of the process's page table comes to [`Mirror::invalidate`] first.
@@ -17,7 +17,7 @@ mod notifier;
 mod range_fault;
 
 pub(crate) use exclusive::ExclusivePage;
-pub(crate) use notifier::{IntervalNotifier, Mirror, Owner, Sequence};
+pub(crate) use notifier::{Attempt, IntervalNotifier, Mirror, Owner};
 pub(crate) use range_fault::fault_page;
 
 /// Marks the folio that holds `phys` dirty.

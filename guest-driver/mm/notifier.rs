@@ -16,6 +16,7 @@ use kernel::{
     new_mutex,
     prelude::*,
     sync::{lock::mutex::MutexBackend, lock::Guard, Mutex},
+    task::Task,
     types::Opaque,
 };
 
@@ -60,16 +61,6 @@ impl Owner {
     }
 }
 
-/// The state of a range at some time: see [`IntervalNotifier::read_begin`].
-#[derive(Clone, Copy)]
-pub(crate) struct Sequence(usize);
-
-impl Sequence {
-    pub(super) fn into_raw(self) -> usize {
-        self.0
-    }
-}
-
 /// A registered notifier and the lock that its callbacks take.
 ///
 /// Events that the owner's own [`ExclusivePage::acquire`](super::ExclusivePage::acquire) causes are
@@ -99,7 +90,20 @@ struct State<M: Mirror> {
     mirror: M,
     /// What the second pass will wait for, while `finish` is lent to the kernel.
     finishing: Option<M::Pending>,
+    /// The one attempt that is watched.
+    watch: Option<Watch>,
 }
+
+/// An attempt under way, and whether an event came between.
+struct Watch {
+    range: Range<u64>,
+    /// Events on this thread are part of the look-up.
+    thread: *mut bindings::task_struct,
+    hit: bool,
+}
+
+// SAFETY: `thread` is compared and never dereferenced.
+unsafe impl Send for Watch {}
 
 // SAFETY: Registration is not tied to a thread; `shared` is `Send`, `mirror` and `Pending` are too.
 unsafe impl<M: Mirror> Send for IntervalNotifier<M> {}
@@ -129,7 +133,7 @@ impl<M: Mirror> IntervalNotifier<M> {
             range,
             owner,
             shared,
-            state <- new_mutex!(State { mirror, finishing: None }, "IntervalNotifier::state"),
+            state <- new_mutex!(State { mirror, finishing: None, watch: None }, "IntervalNotifier::state"),
             _: {
                 // SAFETY: `mm` has a user. The object is pinned and complete but for this
                 // registration, so callbacks may come at once; `drop` unregisters it.
@@ -155,16 +159,25 @@ impl<M: Mirror> IntervalNotifier<M> {
         &self.shared
     }
 
-    /// Waits until no invalidation of the range is under way and returns its state, for
-    /// [`Locked::retry`] to compare. The notifier's lock must not be held.
-    pub(crate) fn read_begin(&self) -> Sequence {
+    /// Begins to look up `range`, within the notifier's: waits until no invalidation is under way, and
+    /// watches for further ones. The notifier's lock must not be held.
+    pub(crate) fn attempt(&self, range: Range<u64>) -> Attempt<'_, M> {
+        let watch = Watch { range, thread: Task::current_raw(), hit: false };
+        let mut state = self.state.lock();
+        let watched = state.watch.is_none();
+        if watched {
+            state.watch = Some(watch);
+        }
+        drop(state);
+        // After the watch is set: an event before it is over when this returns.
         // SAFETY: By the type invariant the notifier is registered.
-        Sequence(unsafe { bindings::mmu_interval_read_begin(self.as_raw()) })
+        let seq = unsafe { bindings::mmu_interval_read_begin(self.as_raw()) };
+        Attempt { notifier: self, seq, watched }
     }
 
     /// Takes the notifier's lock. No callback runs its first pass while it is held.
     pub(crate) fn lock(&self) -> Locked<'_, M> {
-        Locked { notifier: self, guard: self.state.lock() }
+        Locked(self.state.lock())
     }
 
     /// First pass. Fails if it would have to wait and must not.
@@ -189,8 +202,11 @@ impl<M: Mirror> IntervalNotifier<M> {
             }
         };
         // SAFETY: The notifier is registered, `seq` came with this callback, and the lock is held
-        // under which `retry` compares.
+        // under which `commit` compares.
         unsafe { sys::svmx_mmu_interval_set_seq(self.as_raw(), seq) };
+        if let Some(watch) = &mut state.watch {
+            watch.hit |= watch.is_hit_by(&range);
+        }
         let Some(pending) = state.mirror.invalidate(&self.shared, range) else {
             return Ok(Outcome::Done);
         };
@@ -262,32 +278,73 @@ enum Outcome<M: Mirror> {
     Finish,
 }
 
-/// The notifier's lock, held. Gives access to the mirror.
-pub(crate) struct Locked<'a, M: Mirror> {
-    notifier: &'a IntervalNotifier<M>,
-    guard: Guard<'a, State<M>, MutexBackend>,
-}
-
-impl<M: Mirror> Locked<'_, M> {
-    /// Whether an invalidation came since `seq` was obtained: what was looked up since then must
-    /// not be used.
-    pub(crate) fn retry(&self, seq: Sequence) -> bool {
-        // SAFETY: The notifier is registered, and `guard` is the lock under which callbacks set the
-        // sequence.
-        unsafe { sys::svmx_mmu_interval_read_retry(self.notifier.as_raw(), seq.0) }
+impl Watch {
+    fn is_hit_by(&self, event: &Range<u64>) -> bool {
+        let meets = event.start < self.range.end && self.range.start < event.end;
+        meets && self.thread != Task::current_raw()
     }
 }
+
+/// A look-up between its begin and its [`commit`](Self::commit).
+///
+/// It fails if an event for its range came between. A notifier covers a lot, and the kernel's own
+/// sequence knows only that *some* event came to it: with CPUs at work on pages nearby, few
+/// attempts would succeed. So one attempt at a time is watched by range; others use the sequence.
+///
+/// Events on the attempt's own thread are part of the look-up and precede its result. They matter:
+/// the second attempt for a page that the first has made exclusive takes it back from itself,
+/// which is an ordinary event for that page.
+pub(crate) struct Attempt<'a, M: Mirror> {
+    notifier: &'a IntervalNotifier<M>,
+    seq: usize,
+    watched: bool,
+}
+
+impl<'a, M: Mirror> Attempt<'a, M> {
+    pub(super) fn notifier(&self) -> &'a IntervalNotifier<M> {
+        self.notifier
+    }
+
+    pub(super) fn seq(&self) -> usize {
+        self.seq
+    }
+
+    /// Takes the notifier's lock, if what was looked up is still so. As long as the lock is held it
+    /// will be; afterwards whoever changes it calls [`Mirror::invalidate`] first.
+    pub(crate) fn commit(mut self) -> Option<Locked<'a, M>> {
+        let notifier = self.notifier;
+        let mut state = notifier.state.lock();
+        let failed = match core::mem::take(&mut self.watched) {
+            true => state.watch.take().is_none_or(|watch| watch.hit),
+            // SAFETY: The notifier is registered, and its lock is held, under which callbacks set the
+            // sequence.
+            false => unsafe { sys::svmx_mmu_interval_read_retry(notifier.as_raw(), self.seq) },
+        };
+        (!failed).then_some(Locked(state))
+    }
+}
+
+impl<M: Mirror> Drop for Attempt<'_, M> {
+    fn drop(&mut self) {
+        if self.watched {
+            self.notifier.state.lock().watch = None;
+        }
+    }
+}
+
+/// The notifier's lock, held. Gives access to the mirror.
+pub(crate) struct Locked<'a, M: Mirror>(Guard<'a, State<M>, MutexBackend>);
 
 impl<M: Mirror> Deref for Locked<'_, M> {
     type Target = M;
 
     fn deref(&self) -> &M {
-        &self.guard.mirror
+        &self.0.mirror
     }
 }
 
 impl<M: Mirror> DerefMut for Locked<'_, M> {
     fn deref_mut(&mut self) -> &mut M {
-        &mut self.guard.mirror
+        &mut self.0.mirror
     }
 }

@@ -5,32 +5,30 @@
 //! C header: `include/linux/hmm.h`, `hmm_range_fault()`.
 
 use super::super::sys;
-use super::{IntervalNotifier, Mirror, Sequence};
+use super::{Attempt, Mirror};
 use core::ptr::null_mut;
 use kernel::{error::to_result, mm::MmWithUser, page::PAGE_SIZE, prelude::*};
 
 /// Makes sure that the page at `addr` (page-aligned) is present in `mm`, writable if `write`, and
 /// returns its physical address.
 ///
-/// The address means something only once the caller holds the notifier's lock and its
-/// [`retry`](super::notifier::Locked::retry) says that `seq` still stands. No lock that a notifier
-/// takes may be held during the call.
+/// The address means something only once the attempt is [committed](Attempt::commit). No lock that a
+/// notifier takes may be held during the call.
 ///
 /// # Errors
 ///
 /// EBUSY: an invalidation came between, start over. EFAULT: no such memory. EPERM: not writable.
 /// ENOMEM.
 pub(crate) fn fault_page<M: Mirror>(
-    notifier: &IntervalNotifier<M>,
-    seq: Sequence,
+    attempt: &Attempt<'_, M>,
     mm: &MmWithUser,
     addr: usize,
     write: bool,
 ) -> Result<u64> {
     let mut pfn = 0;
     let mut range = sys::hmm_range {
-        notifier: notifier.as_raw(),
-        notifier_seq: seq.into_raw(),
+        notifier: attempt.notifier().as_raw(),
+        notifier_seq: attempt.seq(),
         start: addr,
         end: addr.checked_add(PAGE_SIZE).ok_or(EFAULT)?,
         hmm_pfns: &mut pfn,
