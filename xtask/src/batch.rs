@@ -31,16 +31,11 @@ pub(crate) fn plan(options: &RunOptions, scenario: &'static Scenario) -> Plan {
     Plan {
         scenario,
         devices: options.vm.devices.unwrap_or(scenario.devices),
-        device_options: device_options(options.vm.rmw_delay),
+        rmw_delay: options.vm.rmw_delay,
         // A hasher of the standard library is seeded at random.
         seed: options.seed.unwrap_or_else(|| RandomState::new().hash_one(scenario.name) >> 1),
         timeout: Some(Duration::from_secs(options.timeout.unwrap_or(own))),
     }
-}
-
-/// What every device process is told.
-pub(crate) fn device_options(rmw_delay: Option<u64>) -> Vec<String> {
-    rmw_delay.map(|delay| vec!["--rmw-delay".to_owned(), delay.to_string()]).unwrap_or_default()
 }
 
 /// Runs one scenario and says how it ended.

@@ -30,7 +30,7 @@ pub(crate) struct VmOptions {
     /// Runs the guest with this QEMU, on the host as it is
     #[arg(long, value_name = "PATH")]
     pub(crate) qemu: Option<PathBuf>,
-    /// The device waits this long between the read and the write of an atomic
+    /// The device waits this long between the read and the write of an atomic [default: the scenario's own]
     #[arg(long, value_name = "NS")]
     pub(crate) rmw_delay: Option<u64>,
     /// Says more: the guest's whole boot, the device's requests, what is cached

@@ -2,7 +2,6 @@
 
 //! `cargo xtask shell`: an interactive guest on this terminal.
 
-use crate::batch;
 use crate::failure::Reported;
 use crate::options::VmOptions;
 use crate::prepare;
@@ -18,7 +17,7 @@ pub(crate) async fn run(options: VmOptions) -> Result<()> {
     let plan = Plan {
         scenario: &scenario::SHELL,
         devices: options.devices.unwrap_or(scenario::SHELL.devices),
-        device_options: batch::device_options(options.rmw_delay),
+        rmw_delay: options.rmw_delay,
         seed: 0,
         timeout: None,
     };

@@ -50,8 +50,8 @@ pub(crate) struct Machine {
 pub(crate) struct Plan {
     pub(crate) scenario: &'static Scenario,
     pub(crate) devices: u32,
-    /// Options of every device process, beyond the scenario's own.
-    pub(crate) device_options: Vec<String>,
+    /// Instead of the scenario's own.
+    pub(crate) rmw_delay: Option<u64>,
     pub(crate) seed: u64,
     /// `None`: no limit, somebody sits at the console.
     pub(crate) timeout: Option<Duration>,
@@ -92,8 +92,10 @@ impl Machine {
         initramfs::write(&self.origins, &initramfs)?;
         let mut devices = Vec::new();
         for index in 0..plan.devices as usize {
-            let mut options = plan.device_options.clone();
-            options.extend(plan.scenario.device_options.iter().map(|&option| option.to_owned()));
+            let mut options = Vec::new();
+            if let Some(delay) = plan.rmw_delay.or(plan.scenario.rmw_delay) {
+                options.extend(["--rmw-delay".to_owned(), delay.to_string()]);
+            }
             if self.verbose {
                 options.push("-v".to_owned());
             }
