@@ -147,7 +147,7 @@ impl Controller {
             let Some(queue) = self.model.queues.get(number) else { continue };
             let mut guard = queue.state.lock();
             let Some(state) = guard.as_mut() else { continue };
-            if !state.stall.is_some_and(|stall| !stall.reported) {
+            if state.stall.is_none_or(|stall| stall.reported) {
                 continue;
             }
             match self.model.report(self.number, &self.memory, state) {

@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -62,8 +62,12 @@ impl Socket {
             if !metadata.file_type().is_socket() {
                 return Err(TransportError::NotASocket(path.into()));
             }
-            if UnixStream::connect(path).is_ok() {
-                return Err(TransportError::InUse(path.into()));
+            // A datagram socket can't connect to a stream socket, but learns whether one is there: the
+            // process that waits for its one VMM must not take this for it.
+            match UnixDatagram::unbound().and_then(|probe| probe.connect(path)) {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(failed(error)),
+                Ok(()) | Err(_) => return Err(TransportError::InUse(path.into())),
             }
             std::fs::remove_file(path).map_err(failed)?;
         }

@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The real binary over a real socket, with a client that is not ours.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use svmx_abi::control::{ControlEntry, ControlFlags, CreateContext, CreateQueue};
+use svmx_abi::doorbell::{driver, queue};
+use svmx_abi::pci::{BAR_DOORBELLS, BAR_DOORBELLS_SIZE, BAR_REGS};
+use svmx_abi::pte::{Access, Pte};
+use svmx_abi::queue::{Cqe, Opcode, Sqe, WidthLog2};
+use svmx_abi::regs;
+use svmx_abi::status::Status;
+use svmx_device::memory::{DmaMap, GuestMemory};
+use tempfile::TempDir;
+use vfio_user::Client;
+
+const RAM: u64 = 1 << 20;
+const CONFIG: u32 = 7;
+const MSIX: u32 = 2;
+const HANG: Duration = Duration::from_secs(60);
+// Guest-physical pages.
+const CTL: u64 = 0x1000;
+const FAULTS: u64 = 0x2000;
+const NOTIFY: u64 = 0x3000;
+const TABLES: [u64; 4] = [0x4000, 0x5000, 0x6000, 0x7000];
+const SQ: u64 = 0x8000;
+const CQ: u64 = 0x9000;
+const DATA: u64 = 0xa000;
+
+/// The binary, and the folder with its socket. Killed when dropped.
+struct Process {
+    child: Option<Child>,
+    folder: TempDir,
+}
+
+impl Process {
+    fn start(arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut process = Process { child: None, folder };
+        process.child = Some(process.command(arguments).spawn().unwrap());
+        wait_until("the socket", || process.socket().exists());
+        process
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("device.sock")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_svmx-device"));
+        command.arg("--socket").arg(self.socket()).args(arguments).stderr(Stdio::piped());
+        command
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.as_ref().unwrap().id() as i32), signal).unwrap();
+    }
+
+    /// Waits for the end, which must come by itself and leave no socket.
+    fn end(&mut self) -> Output {
+        let child = self.child.as_mut().unwrap();
+        wait_until("the device's end", || child.try_wait().unwrap().is_some());
+        assert!(!self.socket().exists(), "socket left behind");
+        self.child.take().unwrap().wait_with_output().unwrap()
+    }
+
+    fn ends_well(&mut self) -> String {
+        let output = self.end();
+        let log = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{log}");
+        assert_eq!(log.matches("ended commands=").count(), 1, "{log}");
+        log
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < HANG, "hang: waiting for {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A VMM and driver in one.
+struct Vmm {
+    client: Client,
+    ram: GuestMemory,
+    doorbells: GuestMemory,
+}
+
+impl Vmm {
+    fn new(process: &Process) -> Self {
+        // The socket's file is there a moment before it is listened on.
+        let mut client = None;
+        wait_until("a connection", || {
+            client = Client::new(&process.socket()).ok();
+            client.is_some()
+        });
+        let mut client = client.unwrap();
+        let file = File::from(memfd_create("ram", MFdFlags::MFD_CLOEXEC).unwrap());
+        file.set_len(RAM).unwrap();
+        client.dma_map(0, 0, RAM, file.as_raw_fd()).unwrap();
+        let region = client.region(BAR_DOORBELLS).unwrap();
+        assert_eq!((region.size, region.sparse_areas.len()), (BAR_DOORBELLS_SIZE, 1));
+        let bar = region.file_offset.as_ref().unwrap().file().try_clone().unwrap();
+        let map = |file, size| {
+            GuestMemory::default()
+                .with_map(DmaMap { address: 0, size, file, offset: 0, writable: true })
+                .unwrap()
+        };
+        Vmm { client, ram: map(file, RAM), doorbells: map(bar, BAR_DOORBELLS_SIZE) }
+    }
+
+    fn read(&mut self, region: u32, offset: u64) -> u32 {
+        let mut bytes = [0; 4];
+        self.client.region_read(region, offset, &mut bytes).unwrap();
+        u32::from_le_bytes(bytes)
+    }
+
+    fn write(&mut self, region: u32, offset: u64, value: u64, size: usize) {
+        self.client.region_write(region, offset, &value.to_le_bytes()[..size]).unwrap();
+    }
+
+    fn put<const N: usize>(&self, address: u64, words: [u64; N]) {
+        for (word, at) in words.iter().zip((0..).step_by(8)) {
+            self.ram.word64(address + at, true).unwrap().store(*word, Ordering::Relaxed);
+        }
+    }
+
+    /// spec 4.3.
+    fn ring(&mut self, page: u32, offset: u64, value: u32) {
+        let base = 4096 * u64::from(page);
+        self.doorbells.word32(base + offset, true).unwrap().store(value, Ordering::Release);
+        fence(Ordering::SeqCst);
+        if self.doorbells.word32(base + queue::NEED_KICK, false).unwrap().load(Ordering::Relaxed) == 1 {
+            self.write(BAR_REGS, regs::KICK, page.into(), 4);
+        }
+    }
+
+    fn enable(&mut self) {
+        self.write(CONFIG, 4, 6, 2);
+        self.write(BAR_REGS, regs::CTL_BASE, CTL, 8);
+        self.write(BAR_REGS, regs::CTL_LOG2, 4, 4);
+        self.write(BAR_REGS, regs::FAULT_BASE, FAULTS, 8);
+        self.write(BAR_REGS, regs::FAULT_LOG2, 4, 4);
+        self.write(BAR_REGS, regs::CONTROL, 1, 4);
+        assert_eq!(self.read(BAR_REGS, regs::STATUS), 1);
+    }
+
+    /// A context with one page at address 0, and a queue in it, by two control entries.
+    fn make_queue(&mut self) {
+        let context = CreateContext { asid: 1, root: TABLES[0], ..Default::default() };
+        let (sq_base, cq_base, vector) = (SQ, CQ, 2);
+        let queue = CreateQueue {
+            queue: 1,
+            asid: 1,
+            sq_base,
+            cq_base,
+            sq_log2: 4,
+            cq_log2: 4,
+            vector,
+            ..Default::default()
+        };
+        let notified = ControlEntry {
+            flags: ControlFlags::NOTIFY,
+            notify_addr: NOTIFY,
+            notify_value: 7,
+            ..ControlEntry::from(queue)
+        };
+        for level in 0..3 {
+            self.put(TABLES[level], [Pte::table(TABLES[level + 1]).0]);
+        }
+        self.put(TABLES[3], [Pte::leaf(DATA, Access::EXCLUSIVE).0]);
+        self.put::<8>(CTL, zerocopy::transmute!(ControlEntry::from(context)));
+        self.put::<8>(CTL + 64, zerocopy::transmute!(notified));
+        self.ring(0, driver::CTL_TAIL, 2);
+        let word = self.ram.word64(NOTIFY, false).unwrap();
+        wait_until("the control queue", || word.load(Ordering::Acquire) == 7);
+    }
+
+    fn submit(&mut self, index: u32, operand: u64) {
+        let (opcode, width) = (Opcode::FETCH_ADD, WidthLog2::W64);
+        let sqe = Sqe { opcode, width, tag: index, addr: 8, operand, ..Default::default() };
+        self.put::<8>(SQ + 64 * u64::from(index % 16), zerocopy::transmute!(sqe));
+        self.ring(1, queue::SQ_TAIL, index + 1);
+    }
+}
+
+#[test]
+fn a_command_and_its_interrupt() {
+    let mut process = Process::start(&[]);
+    let mode = std::fs::metadata(process.socket()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let mut vmm = Vmm::new(&process);
+    assert_eq!(vmm.read(CONFIG, 0), 0x5356_1b36);
+    assert_eq!(vmm.read(BAR_REGS, regs::MAGIC), regs::MAGIC_VALUE);
+    assert_eq!(vmm.read(BAR_REGS, regs::NUM_ENGINES), 2);
+    assert_eq!(vmm.client.get_irq_info(MSIX).unwrap().count, 16);
+    vmm.enable();
+    vmm.make_queue();
+    // As QEMU does it: first no event, then one.
+    let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+    vmm.client.set_irqs(MSIX, 0x24, 2, 1, &[]).unwrap();
+    vmm.client.set_irqs(MSIX, 0x24, 2, 1, &[event.as_fd().as_raw_fd()]).unwrap();
+    vmm.doorbells.word32(4096 + queue::CQ_ARM, true).unwrap().store(1, Ordering::SeqCst);
+    vmm.submit(0, 5);
+    let mut fds = [PollFd::new(event.as_fd(), PollFlags::POLLIN)];
+    assert_eq!(poll(&mut fds, PollTimeout::from(60_000u16)).unwrap(), 1, "interrupt");
+    let cqe: Cqe = zerocopy::transmute!(vmm.ram.copy::<4>(CQ).unwrap());
+    assert!(cqe.head.phase());
+    assert_eq!((cqe.head.status(), cqe.applied), (Status::SUCCESS, 1));
+    assert_eq!(vmm.ram.word64(DATA + 8, false).unwrap().load(Ordering::Relaxed), 5);
+    // All of RAM goes and the device with it; then a reset brings it back.
+    vmm.client.dma_unmap(0, RAM).unwrap();
+    assert_eq!(vmm.read(BAR_REGS, regs::FATAL_ERROR), 4);
+    vmm.client.reset().unwrap();
+    assert_eq!(vmm.read(BAR_REGS, regs::STATUS), 0);
+    vmm.client.shutdown().unwrap();
+    let log = process.ends_well();
+    assert!(log.contains("commands=1 elements=1 faults=0 interrupts="), "{log}");
+}
+
+#[test]
+fn signals_end_it_at_any_time() {
+    for (signal, when) in [(Signal::SIGTERM, 0), (Signal::SIGINT, 1), (Signal::SIGTERM, 2)] {
+        let mut process = Process::start(&["--engines", "3", "--poll-us", "0", "--rmw-delay", "50"]);
+        let mut vmm = (when > 0).then(|| Vmm::new(&process));
+        if let Some(vmm) = vmm.as_mut().filter(|_| when > 1) {
+            vmm.enable();
+            vmm.make_queue();
+            (0..16).for_each(|index| vmm.submit(index, 1));
+        }
+        process.signal(signal);
+        process.ends_well();
+    }
+}
+
+#[test]
+fn it_ends_when_the_client_goes() {
+    // At once; with work under way; in the middle of a message.
+    for when in 0..3 {
+        let mut process = Process::start(&["-v"]);
+        if when < 2 {
+            let mut vmm = Vmm::new(&process);
+            if when == 1 {
+                vmm.enable();
+                vmm.make_queue();
+                (0..16).for_each(|index| vmm.submit(index, 1));
+            }
+        } else {
+            use std::io::Write;
+            let mut stream = None;
+            wait_until("a connection", || {
+                stream = std::os::unix::net::UnixStream::connect(process.socket()).ok();
+                stream.is_some()
+            });
+            // A header that announces more than comes: region read.
+            let mut header = [0u8; 20];
+            (header[2], header[4]) = (9, 32);
+            stream.unwrap().write_all(&header[..16]).unwrap();
+        }
+        process.ends_well();
+    }
+}
+
+#[test]
+fn bad_arguments_get_one_line_and_exit_code_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("s");
+    for arguments in
+        [vec!["--engines", "0"], vec!["--engines", "many"], vec!["--rmw-delay", "-1"], vec!["--no"]]
+    {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_svmx-device"));
+        let output = command.arg("--socket").arg(&socket).args(&arguments).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), text.lines().count()), (Some(2), 1), "{arguments:?}: {text}");
+    }
+    let output = Command::new(env!("CARGO_BIN_EXE_svmx-device")).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(String::from_utf8(output.stderr).unwrap().lines().count(), 1);
+}
+
+#[test]
+fn a_socket_in_use_is_an_error_and_a_dead_one_is_replaced() {
+    let mut first = Process::start(&[]);
+    let output = first.command(&[]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("in use"));
+    // And it did not disturb who waits there.
+    assert_eq!(Vmm::new(&first).read(BAR_REGS, regs::MAGIC), regs::MAGIC_VALUE);
+    first.ends_well();
+    first.child = Some(first.command(&[]).spawn().unwrap());
+    wait_until("the socket", || first.socket().exists());
+    first.signal(Signal::SIGKILL);
+    let mut child = first.child.take().unwrap();
+    child.wait().unwrap();
+    assert!(first.socket().exists());
+    first.child = Some(first.command(&[]).spawn().unwrap());
+    drop(Vmm::new(&first));
+    first.ends_well();
+}
