@@ -17,7 +17,7 @@ use svmx::latency::percentile;
 pub(crate) fn protected(run: &Run) -> Result<Shown> {
     let device = Device::open_nth(0)?;
     ensure!(device.info()?.state & INFO_PROTECTION_OFF == 0, "the driver was loaded without protection");
-    let goals = Goals { grants: 1001, ..GOALS };
+    let goals = Goals { grants: 1001, at_least: Duration::from_secs(5), ..GOALS };
     let lost = race(run, &device, goals)?;
     if let Some(wrong) = lost.wrong {
         bail!("{wrong}");
@@ -28,7 +28,7 @@ pub(crate) fn protected(run: &Run) -> Result<Shown> {
 pub(crate) fn unprotected(run: &Run) -> Result<Shown> {
     let device = Device::open_nth(0)?;
     ensure!(device.info()?.state & INFO_PROTECTION_OFF != 0, "the driver was loaded with protection");
-    let Lost { lost, expected, .. } = race(run, &device, GOALS)?;
+    let Lost { lost, expected, .. } = race(run, &device, Goals { device_ops: 3_000_000, ..GOALS })?;
     ensure!(lost > 0, "no update of {expected} was lost (lost = {lost}) without exclusive access");
     Ok(Shown::Pass(format!("{lost} of {expected} updates lost, as it should be without protection")))
 }

@@ -15,7 +15,7 @@ pub(crate) fn run(run: &Run) -> Result<Shown> {
     if run.devices < 2 {
         return Ok(Shown::Skip(format!("needs two devices, has {}", run.devices)));
     }
-    let everybody = Goals { cpu_ops: 5_000_000, device_ops: 100_000, grants: 1001, ..GOALS };
+    let everybody = Goals { cpu_ops: 5_000_000, device_ops: 50_000, grants: 1001, ..GOALS };
     let all = contest(run, 2, everybody, "")?;
     let alone = contest(run, 0, Goals { cpu_ops: 0, device_ops: 20_000, grants: 500, ..GOALS }, "_alone")?;
     Ok(Shown::Pass(format!("{all} updates by CPUs and two devices, {alone} by the devices alone, none lost")))

@@ -88,13 +88,15 @@ pub(crate) fn run(run: &Run) -> Result<Shown> {
         ("bulk", bulk::complete),
         ("bulk that ends early", bulk::partial),
     ];
-    for (name, part) in parts {
+    let result = parts.into_iter().try_for_each(|(name, part)| {
         step(name);
         let before = bench.checks;
-        part(&mut bench, run)?;
+        let result = part(&mut bench, run);
         metric(&format!("checks_{}", name.replace(' ', "_")), bench.checks - before);
-    }
+        result
+    });
     metric("checks", bench.checks);
     crate::counter::statistics(&*device.stats()?, "");
+    result?;
     Ok(Shown::Pass(format!("{} commands did what the model says", bench.checks)))
 }

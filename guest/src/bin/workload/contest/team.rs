@@ -134,10 +134,10 @@ fn plays(counters: &Counters, random: &mut Random) -> Result<Vec<Play>> {
     plays.push(Play::new(Command::fetch_add_strided(wide, 0, 1, 8, 1)?, 0..8)?);
     plays.push(Play::new(Command::fetch_add_strided(wide, 513, -1, 5, 1)?, 8..13)?);
     plays.push(Play::new(Command::fetch_add_strided(wide, 0, 512, 4, 1)?, [0, 11, 15, 16])?);
-    plays.push(Play::new(Command::fetch_add_strided(wide, 1, 0, 300, 1)?, same(1, 300))?);
-    plays.push(Play::new(Command::fetch_add_strided(wide, 1536, 0, 64, 1)?, same(16, 64))?);
+    plays.push(Play::new(Command::fetch_add_strided(wide, 1, 0, 4000, 1)?, same(1, 4000))?);
+    plays.push(Play::new(Command::fetch_add_strided(wide, 1536, 0, 2000, 1)?, same(16, 2000))?);
     plays.push(Play::new(Command::fetch_add_strided(narrow, 3, -1, 4, 1)?, w..w + 4)?);
-    plays.push(Play::new(Command::fetch_add_strided(narrow, 511, 0, 100, 1)?, same(w + 5, 100))?);
+    plays.push(Play::new(Command::fetch_add_strided(narrow, 511, 0, 2000, 1)?, same(w + 5, 2000))?);
     for _ in 0..4 {
         let picked: Vec<usize> = (0..256).map(|_| random.below(w as u64) as usize).collect();
         let indices: Vec<u64> = picked.iter().map(|&counter| WIDE[counter] as u64).collect();

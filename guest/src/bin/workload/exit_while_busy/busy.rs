@@ -135,8 +135,7 @@ fn forks(area: &Area, queues: Vec<RawQueue>, delay: Duration) -> Result<()> {
 }
 
 fn fork_and_drain(area: &Area, mut queues: Vec<RawQueue>) -> Result<u64> {
-    // SAFETY: the child touches its copy of `area` and ends; no lock, no allocation.
-    let child = match unsafe { fork() }? {
+    let child = match fork_at_last()? {
         ForkResult::Child => {
             for page in 0..PAGES {
                 area.store(page * PAGE, WidthLog2::W64, u64::MAX / 2);
@@ -162,6 +161,19 @@ fn fork_and_drain(area: &Area, mut queues: Vec<RawQueue>) -> Result<u64> {
         ensure!(found == 0, "the forked child's store is seen in the parent");
     }
     Ok(ops)
+}
+
+/// Forks. While the driver holds the lock of an exclusive page, the kernel can't copy that page's entry
+/// and gives up the whole fork; it says ENOMEM for want of a better word.
+fn fork_at_last() -> Result<ForkResult> {
+    for _ in 0..1000 {
+        // SAFETY: the child touches its copy of the area and ends; no lock, no allocation.
+        match unsafe { fork() } {
+            Err(Errno::ENOMEM) => thread::sleep(Duration::from_micros(100)),
+            other => return other.context("fork"),
+        }
+    }
+    bail!("fork failed 1000 times")
 }
 
 /// Unmaps the pages from `keep` on; commands end with FAULT there, and the rest is exact.
