@@ -107,15 +107,19 @@ proptest! {
         let size = if wide { 8 } else { 4 };
         let (base, stride) = if indexed { (0, 0) } else { (4 * PAGE_SIZE, stride * size as i32) };
         let mut model = vec![0u64; (8 * PAGE_SIZE / size) as usize];
-        for i in 0..count as usize {
-            if indexed && index64 && i < 400 {
-                mock.ram64(index_frames + 8 * i as u64).store(indices[i], Ordering::Relaxed);
+        for (i, &index) in (0..u64::from(count)).zip(&indices) {
+            if indexed && index64 {
+                mock.ram64(index_frames + 8 * i).store(index, Ordering::Relaxed);
             } else if indexed {
-                mock.ram32(index_frames + 4 * i as u64).store(indices[i] as u32, Ordering::Relaxed);
+                mock.ram32(index_frames + 4 * i).store(index as u32, Ordering::Relaxed);
             }
-            let at = if indexed { indices[i] } else { ((base as i64 + i as i64 * i64::from(stride)) / size as i64) as u64 };
-            let cell = &mut model[at as usize];
-            *cell = if wide { cell.wrapping_add(operand.into()) } else { u64::from((*cell as u32).wrapping_add(operand)) };
+            let strided = (base as i64 + i as i64 * i64::from(stride)) / size as i64;
+            let cell = &mut model[if indexed { index } else { strided as u64 } as usize];
+            *cell = if wide {
+                cell.wrapping_add(operand.into())
+            } else {
+                u64::from((*cell as u32).wrapping_add(operand))
+            };
         }
         let mut flags = SqeFlags::BULK;
         if indexed {

@@ -287,3 +287,19 @@ fn an_idle_device_uses_no_cpu() {
     let spent = used() - before;
     assert!(spent < 10_000, "{spent} µs of CPU in an idle second");
 }
+
+#[test]
+fn a_busy_queue_starves_no_other() {
+    let mock = Mock::with(Options { engines: 1, ..OPTIONS }, 6);
+    let space = mock.space();
+    let frame = mock.pages(1);
+    mock.map(space, VA, Pte::leaf(frame, Access::EXCLUSIVE));
+    let mut queues: Vec<_> = (0..3).map(|_| UserQueue::new(&mock, space)).collect();
+    // On both sides of the one that waits.
+    queues[0].submit(add_strided(VA, u32::MAX, 0));
+    queues[2].submit(add_strided(VA, u32::MAX, 0));
+    for _ in 0..20 {
+        assert_eq!(queues[1].run(add(VA, 1)).head.status(), Status::SUCCESS);
+    }
+    assert!(queues[0].peek().is_none() && queues[2].peek().is_none(), "still busy");
+}

@@ -4,6 +4,7 @@
 
 mod commands;
 mod faults;
+mod hostile;
 mod invalidation;
 mod lifecycle;
 mod mock_driver;
