@@ -29,8 +29,10 @@ use crate::model::Model;
 use crate::queue::{Completion, Look, Queue, RingLost, State};
 use crate::tlb::Tlb;
 
-/// Accesses on one queue before the next queue has its turn.
+/// Accesses on one queue before the next queue has its turn; fewer if they are made slow.
 const BUDGET: u32 = 1024;
+/// What a turn of slow accesses may take, in nanoseconds.
+const SLOW_TURN: u128 = 1_000_000;
 /// Hosts with fewer CPUs run guest CPUs on those that engines would spin on.
 const SPINNABLE_CPUS: usize = 4;
 
@@ -43,6 +45,8 @@ pub struct Engine {
     tlb: Tlb,
     /// Gives its time away while it polls.
     yields: bool,
+    /// Accesses in a turn.
+    budget: u32,
 }
 
 /// What a turn at a queue came to.
@@ -76,7 +80,9 @@ impl Engine {
         let user = User::new(model.invalidations.clone(), number);
         let tlb = Tlb::new(model.invalidations.snapshot());
         let yields = thread::available_parallelism().map_or(1, |cpus| cpus.get()) < SPINNABLE_CPUS;
-        Engine { model, number, user, tlb, yields }
+        let slow = SLOW_TURN / model.options.rmw_delay.as_nanos().max(1);
+        let budget = u32::try_from(slow).unwrap_or(BUDGET).clamp(1, BUDGET);
+        Engine { model, number, user, tlb, yields, budget }
     }
 
     /// Runs until the device ends.
@@ -168,7 +174,7 @@ impl Engine {
         page: QueuePage<'_>,
     ) -> Result<Turn, RingLost> {
         let mut turn = Turn::Nothing;
-        let mut budget = BUDGET;
+        let mut budget = self.budget;
         while budget > 0 {
             let (mut work, tag) = match state.work {
                 Some(begun) => begun,

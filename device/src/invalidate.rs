@@ -297,7 +297,7 @@ mod tests {
         };
         let thread = std::thread::spawn(using);
         let [valid, gone, stop] = &*words;
-        for _ in 0..20_000 {
+        for _ in 0..2_000 {
             gone.store(false, Ordering::Release);
             valid.store(true, Ordering::Release);
             std::thread::yield_now();

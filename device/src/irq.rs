@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::Write;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use parking_lot::Mutex;
 use svmx_abi::pci::NUM_VECTORS;
 
@@ -34,6 +35,8 @@ impl Interrupts {
 
     /// Gives a vector its event, or takes it away. An interrupt that waited is delivered now.
     pub fn set(&self, vector: u32, event: Option<File>) {
+        // Whoever raises an interrupt must not wait for a VMM that does not read.
+        let event = event.filter(|event| fcntl(event, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).is_ok());
         if let Some(vector) = self.vectors.get(vector as usize) {
             let mut vector = vector.lock();
             vector.event = event;

@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn no_wake_up_is_lost() {
-        const ROUNDS: u64 = 20_000;
+        const ROUNDS: u64 = 2_000;
         let shared = Arc::new((Sleepers::new(1), AtomicU64::new(0), AtomicU64::new(0)));
         let sleeper = std::thread::spawn({
             let shared = shared.clone();
