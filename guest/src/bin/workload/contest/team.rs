@@ -5,7 +5,7 @@
 use super::{Book, COUNTERS, Counters, Goals, NARROW, WIDE};
 use crate::random::Random;
 use crate::scenario::step;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -13,6 +13,8 @@ use svmx::{Command, Device, IndexArray, Queue, QueueSize};
 
 /// Commands in flight in each queue.
 const DEPTH: usize = 4;
+/// For a command to complete.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A device's queues, and the book about them.
 pub(super) struct Team {
@@ -63,7 +65,15 @@ impl Team {
         for (queue, sent) in &mut self.queues {
             let Some(play) = sent.pop_front() else { continue };
             let play = &self.plays[play];
-            let completion = queue.complete(Some(Duration::from_secs(20)))?;
+            let completion = queue.complete(Some(PATIENCE)).with_context(|| {
+                // Says on whom it waits: the driver answers faults, the device does all else.
+                let stats = self.device.stats().map(|s| (s.faults, s.replays, s.cancels));
+                format!(
+                    "queue {}, (faults, replays, cancels) {stats:?}, {:?}",
+                    queue.id(),
+                    play.command.entry()
+                )
+            })?;
             ensure!(
                 completion.status.is_success() && completion.applied == play.command.entry().count.max(1),
                 "{:?} ended with {completion:?}",
