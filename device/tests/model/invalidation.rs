@@ -12,7 +12,7 @@ use svmx_abi::status::Status;
 use svmx_device::device::Region;
 use svmx_device::memory::DmaMap;
 
-use crate::mock_driver::{Mock, OPTIONS, RAM, UserQueue, add_strided, memfd, wait_until};
+use crate::mock_driver::{Mock, OPTIONS, RAM, Stop, UserQueue, add_strided, memfd, wait_until};
 
 const VA: u64 = 0x7000_0000;
 /// Where a second, smaller memory is.
@@ -35,8 +35,8 @@ fn hammer(queues: Vec<UserQueue<'_>>, body: impl FnOnce()) {
                 }
             });
         }
+        let _stop = Stop(&stop);
         body();
-        stop.store(true, Ordering::Relaxed);
     });
 }
 

@@ -11,7 +11,7 @@ use svmx_abi::queue::{Opcode, Sqe, WidthLog2};
 use svmx_abi::status::Status;
 use svmx_device::model::Options;
 
-use crate::mock_driver::{Mock, OPTIONS, UserQueue, add_strided};
+use crate::mock_driver::{Mock, OPTIONS, Stop, UserQueue, add_strided};
 
 const VA: u64 = 0x7000_0000;
 const COUNT: u32 = 300_000;
@@ -53,8 +53,9 @@ fn lost(mock: &Mock, access: Access, count: u32) -> u64 {
             }
             added
         });
+        let stop = Stop(&done);
         assert_eq!(queue.run(add_strided(VA, count, 0)).applied, count);
-        done.store(true, Ordering::Relaxed);
+        drop(stop);
         host.join().unwrap()
     });
     added + u64::from(count) - word.load(Ordering::Relaxed)
