@@ -87,17 +87,26 @@ impl Controller {
                         thread::yield_now();
                         continue;
                     }
-                    // spec 4.3
-                    page.need_kick.raise();
-                    match self.step() {
+                    match self.rest() {
                         Err(fatal) => return self.stop(fatal),
                         Ok(Step::Nothing) => return,
-                        Ok(Step::Worked) => page.need_kick.store(0),
+                        Ok(Step::Worked) => quiet_since = None,
                     }
-                    quiet_since = None;
                 }
             }
         }
+    }
+
+    /// Nothing is to be done: stops polling, unless a last look finds something (spec 4.3).
+    fn rest(&mut self) -> Result<Step, FatalError> {
+        let model = self.model.clone();
+        let page = model.doorbells.driver();
+        page.need_kick.raise();
+        let step = self.step()?;
+        if step == Step::Worked {
+            page.need_kick.store(0);
+        }
+        Ok(step)
     }
 
     fn may_go_on(&mut self) -> bool {
@@ -345,5 +354,39 @@ impl Controller {
 fn replace(memory: &mut Arc<GuestMemory>, change: Change<GuestMemory>) {
     if let Change::Snapshot(snapshot) = change {
         *memory = snapshot;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::DmaMap;
+    use crate::model::{ControlRing, Options};
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use std::os::unix::fs::FileExt;
+    use std::time::Duration;
+    use svmx_abi::doorbell::driver;
+
+    #[test]
+    fn a_tail_stored_before_need_kick_is_not_missed() {
+        let options = Options { engines: 1, poll: Duration::ZERO, rmw_delay: Duration::ZERO };
+        let model = Arc::new(Model::new(options).unwrap());
+        let file = std::fs::File::from(memfd_create("test", MFdFlags::MFD_CLOEXEC).unwrap());
+        file.set_len(PAGE_SIZE).unwrap();
+        let map = DmaMap { address: 0, size: PAGE_SIZE, file, offset: 0, writable: true };
+        model.invalidations.replace(Arc::new(GuestMemory::default().with_map(map).unwrap()));
+        *model.control_ring.lock() = ControlRing { base: 0, log2: 4, head: 0 };
+        let mut controller = Controller::new(model.clone());
+        let word = |offset| {
+            let mut bytes = [0; 4];
+            model.doorbells.file().read_exact_at(&mut bytes, offset).unwrap();
+            u32::from_le_bytes(bytes)
+        };
+        // The driver saw NEED_KICK = 0 when it stored this, and does not kick.
+        model.doorbells.file().write_all_at(&1u32.to_le_bytes(), driver::CTL_TAIL).unwrap();
+        assert!(matches!(controller.rest(), Ok(Step::Worked)));
+        assert_eq!((word(driver::CTL_HEAD), word(driver::NEED_KICK)), (1, 0));
+        assert!(matches!(controller.rest(), Ok(Step::Nothing)));
+        assert_eq!(word(driver::NEED_KICK), 1);
     }
 }

@@ -338,3 +338,42 @@ fn rest(model: &Model, state: &mut State, page: QueuePage<'_>) {
 fn usable(page: Page<'_>, access: &Access) -> bool {
     mmu::allows(page.access(), access.kind) && (page.writable() || !access.writes())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Options;
+    use crate::queue::Rings;
+    use std::os::unix::fs::FileExt;
+    use std::time::Duration;
+    use svmx_abi::doorbell;
+    use svmx_abi::pci::PAGE_SIZE;
+
+    #[test]
+    fn a_tail_stored_before_need_kick_is_not_missed() {
+        let options = Options { engines: 1, poll: Duration::ZERO, rmw_delay: Duration::ZERO };
+        let model = Model::new(options).unwrap();
+        let (sq_log2, cq_log2, vector) = (4, 4, 2);
+        let rings = Rings { queue: 1, asid: 1, root: 0, sq_base: 0, sq_log2, cq_base: 0, cq_log2, vector };
+        let mut state = State::new(rings);
+        state.polled = true;
+        let page = model.doorbells.queue(1);
+        let need_kick = || {
+            let mut bytes = [0; 4];
+            let at = PAGE_SIZE + doorbell::queue::NEED_KICK;
+            model.doorbells.file().read_exact_at(&mut bytes, at).unwrap();
+            u32::from_le_bytes(bytes)
+        };
+        model.queues.activate(1);
+        rest(&model, &mut state, page);
+        assert_eq!((need_kick(), state.polled, model.queues.any_active()), (1, false, false));
+        // The submitter saw NEED_KICK = 0 when it stored this, and does not kick.
+        (state.polled, state.quiet_since) = (true, None);
+        page.need_kick.store(0);
+        model.queues.activate(1);
+        let tail = PAGE_SIZE + doorbell::queue::SQ_TAIL;
+        model.doorbells.file().write_all_at(&1u32.to_le_bytes(), tail).unwrap();
+        rest(&model, &mut state, page);
+        assert_eq!((need_kick(), state.polled, model.queues.any_active()), (0, true, true));
+    }
+}

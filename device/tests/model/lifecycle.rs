@@ -145,8 +145,12 @@ fn the_driver_s_mistakes_are_fatal_until_reset() {
         (
             &|| {
                 let space = mock.space();
+                let mut queue = UserQueue::new(&mock, space);
                 mock.ring(DRIVER_PAGE, driver::FAULT_HEAD, 7);
-                UserQueue::new(&mock, space).submit(add(VA, 1));
+                // Found by an engine while the control thread sleeps.
+                let asleep = || mock.doorbell(DRIVER_PAGE, driver::NEED_KICK).load(Ordering::Relaxed) == 1;
+                wait_until("sleep", asleep);
+                queue.submit(add(VA, 1));
             },
             FatalError::BadFaultHead,
         ),

@@ -11,7 +11,7 @@ use svmx_abi::queue::{Opcode, Sqe, WidthLog2};
 use svmx_abi::status::Status;
 use svmx_device::model::Options;
 
-use crate::mock_driver::{Mock, OPTIONS, Stop, UserQueue, add_strided};
+use crate::mock_driver::{Mock, OPTIONS, Stop, UserQueue, add_strided, wait_until};
 
 const VA: u64 = 0x7000_0000;
 const COUNT: u32 = 300_000;
@@ -77,15 +77,19 @@ fn an_atomic_page_shared_with_the_host_loses_updates() {
 
 #[test]
 fn a_write_is_not_lost_between_another_queue_s_read_and_write() {
-    let mock = Mock::with(Options { rmw_delay: Duration::from_micros(1), ..OPTIONS }, 6);
+    let mock = Mock::with(Options { rmw_delay: Duration::from_micros(4), ..OPTIONS }, 6);
     let space = mock.space();
     let frame = mock.pages(1);
     mock.map(space, VA, Pte::leaf(frame, Access::EXCLUSIVE));
     let (mut adder, mut writer) = (UserQueue::new(&mock, space), UserQueue::new(&mock, space));
-    for round in 1..200u64 {
-        adder.submit(add_strided(VA, 50, 0));
+    let low = || mock.ram64(frame).load(Ordering::Relaxed) as u32;
+    for round in 1..60u64 {
+        let before = low();
+        adder.submit(add_strided(VA, 500, 0));
+        wait_until("the adder", || low() != before);
         let (opcode, width, operand) = (Opcode::WRITE, WidthLog2::W64, round << 32);
         writer.run(Sqe { opcode, width, operand, addr: VA, ..Default::default() });
+        assert_eq!(mock.ram64(frame).load(Ordering::Relaxed) >> 32, round);
         adder.wait();
         assert_eq!(mock.ram64(frame).load(Ordering::Relaxed) >> 32, round);
     }
