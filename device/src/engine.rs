@@ -148,9 +148,7 @@ impl Engine {
         };
         let page = model.doorbells.queue(number);
         if !state.polled {
-            state.polled = true;
-            state.quiet_since = None;
-            page.need_kick.store(0);
+            poll_again(model, state, page);
         }
         let turn = self.work(model, queue, state, page).unwrap_or_else(|RingLost| {
             complain!("queue {number}: its rings are not in guest memory; ignored from now on");
@@ -312,6 +310,17 @@ impl Engine {
     }
 }
 
+/// Polls a queue that was not polled: from here on nobody kicks (spec 4.3).
+///
+/// It may have been disarmed after this engine found it active, so it is made active under its mutex: a
+/// queue without NEED_KICK that is neither active nor stalled would never be looked at again.
+fn poll_again(model: &Model, state: &mut State, page: QueuePage<'_>) {
+    state.polled = true;
+    state.quiet_since = None;
+    model.queues.activate(state.rings.queue);
+    page.need_kick.store(0);
+}
+
 /// Nothing is to be done: after a while, stop polling the queue (spec 4.3).
 fn rest(model: &Model, state: &mut State, page: QueuePage<'_>) {
     let now = Instant::now();
@@ -349,13 +358,27 @@ mod tests {
     use svmx_abi::doorbell;
     use svmx_abi::pci::PAGE_SIZE;
 
-    #[test]
-    fn a_tail_stored_before_need_kick_is_not_missed() {
-        let options = Options { engines: 1, poll: Duration::ZERO, rmw_delay: Duration::ZERO };
-        let model = Model::new(options).unwrap();
+    fn a_queue(poll: Duration) -> (Arc<Model>, State) {
+        let model = Model::new(Options { engines: 1, poll, rmw_delay: Duration::ZERO }).unwrap();
         let (sq_log2, cq_log2, vector) = (4, 4, 2);
         let rings = Rings { queue: 1, asid: 1, root: 0, sq_base: 0, sq_log2, cq_base: 0, cq_log2, vector };
-        let mut state = State::new(rings);
+        (Arc::new(model), State::new(rings))
+    }
+
+    #[test]
+    fn a_queue_visited_after_it_was_disarmed_stays_active() {
+        let (model, mut state) = a_queue(Duration::MAX);
+        state.polled = false;
+        model.queues.get(1).unwrap().state.lock().replace(state);
+        // Another engine found it active, disarmed it, and left before this one came.
+        model.doorbells.queue(1).need_kick.raise();
+        assert!(Engine::new(model.clone(), 0).visit(&model, 1) == Turn::Nothing);
+        assert!(model.queues.any_active(), "NEED_KICK is taken back, so nobody will kick");
+    }
+
+    #[test]
+    fn a_tail_stored_before_need_kick_is_not_missed() {
+        let (model, mut state) = a_queue(Duration::ZERO);
         state.polled = true;
         let page = model.doorbells.queue(1);
         let need_kick = || {
