@@ -35,10 +35,17 @@ const ROW: Scenario = Scenario {
 };
 
 /// All scenarios, in the order in which they run.
-pub(crate) const SCENARIOS: [Scenario; 9] = [
+pub(crate) const SCENARIOS: [Scenario; 11] = [
     Scenario {
         name: "counter",
         shows: "CPU threads and the device on the same counters: the sum is exact",
+        ..ROW
+    },
+    Scenario {
+        name: "counter-slow",
+        shows: "the same with a device that is slow between read and write",
+        // Long enough for a CPU to get between, wherever something lets it.
+        rmw_delay: Some(10_000),
         ..ROW
     },
     Scenario {
@@ -68,6 +75,11 @@ pub(crate) const SCENARIOS: [Scenario; 9] = [
         ..ROW
     },
     Scenario {
+        name: "discard",
+        shows: "memory discarded at the moment the device gets it: no write goes astray",
+        ..ROW
+    },
+    Scenario {
         name: "reload",
         shows: "the driver unloads when unused and refuses when used, 20 rounds",
         ..ROW
@@ -75,6 +87,8 @@ pub(crate) const SCENARIOS: [Scenario; 9] = [
     Scenario {
         name: "device-dies",
         shows: "the device is killed while it holds pages: waits fail in time, the memory stays usable",
+        // The first is asked for something after its death, the second is not.
+        devices: 2,
         kills_devices: true,
         ..ROW
     },

@@ -155,6 +155,12 @@ impl Area {
         unsafe { munmap(base, bytes as usize) }.context("munmap")
     }
 
+    /// Gives the content of all of it up: every page is a new, zeroed one when it is touched next.
+    pub(crate) fn discard(&self) -> Result<()> {
+        // SAFETY: the range is this area, which nothing but atomics reaches.
+        unsafe { madvise(self.pointer(0), self.live as usize, MmapAdvise::MADV_DONTNEED) }.context("madvise")
+    }
+
     /// Asks for huge pages.
     pub(crate) fn huge(&self) -> Result<()> {
         // SAFETY: the range is this area; its content stays.

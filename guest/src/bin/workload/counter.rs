@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! `counter`: two CPU threads and the device increment the same counters, and nothing is lost.
+//! `counter-slow`: the same code, with a device that lets time pass between read and write.
 //! `counter-unprotected`: the same code without exclusive access, and updates are lost; if they were not,
 //! the first would show nothing.
 

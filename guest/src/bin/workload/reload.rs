@@ -34,6 +34,7 @@ pub(crate) fn run(run: &Run) -> Result<Shown> {
             ensure!(!Device::path(n).exists(), "{:?} is there without a driver", Device::path(n));
         }
     }
+    ensure!(refused > 0, "no unload was tried while a device was in use: there are no devices");
     metric("rounds", ROUNDS);
     metric("refused", refused);
     metric("device_ops", ops);

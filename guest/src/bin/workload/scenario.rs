@@ -3,7 +3,9 @@
 //! The table of scenarios, what a scenario is given, and the watchdog that ends one that hangs.
 
 use crate::link;
-use crate::{atomics, counter, device_dies, exit_while_busy, garbage, reload, two_devices, two_processes};
+use crate::{
+    atomics, counter, device_dies, discard, exit_while_busy, garbage, reload, two_devices, two_processes,
+};
 use anyhow::Result;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
@@ -58,6 +60,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: counter::protected,
     },
     Scenario {
+        name: "counter-slow",
+        shows: "the same with a device that is slow between read and write",
+        run: counter::protected,
+    },
+    Scenario {
         name: "counter-unprotected",
         shows: "the same without exclusive access loses updates",
         run: counter::unprotected,
@@ -81,6 +88,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "exit-while-busy",
         shows: "processes end, exec, fork and unmap while commands run; nothing hangs or leaks",
         run: exit_while_busy::run,
+    },
+    Scenario {
+        name: "discard",
+        shows: "memory that is discarded while the device is given it stays the process's own",
+        run: discard::run,
     },
     Scenario {
         name: "garbage",
