@@ -143,6 +143,10 @@ impl Context {
             queue.destroy();
             return Err(error.into());
         }
+        // Pollers arm the queues that they find: they shall look again.
+        if let Ok(completions) = self.completions() {
+            completions.wake_all();
+        }
         Ok(queue)
     }
 
@@ -226,8 +230,7 @@ impl Context {
         for queue in queues {
             self.end_queue(&queue);
         }
-        // 2. Faults: no record finds the context any more, and the work item has ended.
-        let known = self.device.set_context(self.asid, None);
+        // 2. Faults: the drain cancels those that still come, and the work item has ended.
         hw::flush(&self.work);
         // 3. Notifiers, then the address space on the device, then its tables.
         let space = self.space.lock().take();
@@ -238,6 +241,9 @@ impl Context {
             let _ = self.device.command(destroy.into());
             drop(space);
         }
+        // 4. Only now: unbinding ends all contexts that it finds, and so waits here for one whose file is
+        // being released.
+        let known = self.device.set_context(self.asid, None);
         self.device.asids.lock().give(self.asid);
         // The caller has a reference too, so this is not the last one.
         drop(known);

@@ -151,10 +151,12 @@ impl Device {
     /// Declares the device dead, once: it can't reach memory any more, and everybody who waits for
     /// it fails with ENODEV. May be called in any context.
     pub(crate) fn declare_dead(&self, why: core::fmt::Arguments<'_>) {
+        // First: whoever sees `dead` relies on it that the device reaches no memory any more. The device
+        // lets this write complete when it is so (spec 1.2), if it is alive.
+        self.pci.clear_master();
         if self.dead.xchg(true, Full) {
             return;
         }
-        self.pci.clear_master();
         dev_err!(self.pci.as_dev(), "declared dead: {}\n", why);
         self.wake_everybody();
     }

@@ -96,10 +96,12 @@ fn bind(pci: &PciDevice) -> Result<Binding> {
     regs.reset();
     pci.set_master();
     let hw = allocate(pci, regs)?;
-    let mut vectors = Vectors::allocate(pci, MIN_VECTORS, ids::NUM_VECTORS)?;
+    let vectors = Vectors::allocate(pci, MIN_VECTORS, ids::NUM_VECTORS)?;
     let device = Device::new(pci, identity, hw, vectors.count())?;
     // From here on a failure takes apart what is there, in the order of `Binding`.
     let hardware = ReleaseHw(device.clone());
+    // Behind `hardware`, so that on a failure interrupts end before it.
+    let mut vectors = vectors;
     vectors.connect(&device)?;
     start(&device)?;
     let number = Number::take()?;

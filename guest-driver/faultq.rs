@@ -58,8 +58,8 @@ impl Device {
                 arrived: Stopwatch::start(),
             };
             match self.context(record.asid) {
-                Some(context) => context.push_fault(fault),
-                None => self.cancel(&fault, Status::CANCELLED),
+                Some(context) if !context.is_ending() => context.push_fault(fault),
+                _ => self.cancel(&fault, Status::CANCELLED),
             }
         }
     }

@@ -95,6 +95,10 @@ impl MiscDevice for Context {
     fn open(file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Arc<Context>> {
         let device = &Node::of(misc).device;
         let _user = device.enter()?;
+        // Before a context is asked for, which would wait with the lock of all misc devices held.
+        if device.is_gone() {
+            return Err(ENODEV);
+        }
         let current = kernel::current!();
         let mm = current.mm().ok_or(EINVAL)?;
         // SAFETY: The file is valid; its mapping is that of its inode and does not change.
@@ -115,7 +119,6 @@ impl MiscDevice for Context {
         if !context.is_mine() {
             return Err(EPERM);
         }
-        let _user = context.device.enter()?;
         let arg = UserPtr::from_addr(arg);
         match cmd {
             uapi::IOC_INFO => info(&context, arg),
@@ -155,6 +158,9 @@ unsafe impl AsBytes for uapi::Stats {}
 // SAFETY: Integers and arrays of them.
 unsafe impl pin_init::Zeroable for uapi::Stats {}
 
+// A `User` of the device is taken only between the copies: unbinding waits for users, and a copy may wait
+// for a process for ever (userfaultfd, FUSE).
+
 /// Copies an ioctl's structure in, once, and checks its head (spec 9.2).
 fn read<T: Argument>(arg: UserPtr) -> Result<T> {
     let value: T = UserSlice::new(arg, size_of::<T>()).reader().read()?;
@@ -191,17 +197,23 @@ fn queue_create(context: &Context, arg: UserPtr) -> Result {
     if create.reserved != 0 || !sizes.contains(&create.sq_log2) || !sizes.contains(&create.cq_log2) {
         return Err(EINVAL);
     }
-    let queue = context.create_queue(create.sq_log2, create.cq_log2)?;
-    create.queue = queue.id();
-    create.sq_offset = mmap::offset(&queue, Region::Submissions);
-    create.cq_offset = mmap::offset(&queue, Region::Completions);
-    create.doorbell_offset = mmap::offset(&queue, Region::Doorbell);
-    create.sq_bytes = queue.bytes(Region::Submissions);
-    create.cq_bytes = queue.bytes(Region::Completions);
+    {
+        let _user = context.device.enter()?;
+        let queue = context.create_queue(create.sq_log2, create.cq_log2)?;
+        create.queue = queue.id();
+        create.sq_offset = mmap::offset(&queue, Region::Submissions);
+        create.cq_offset = mmap::offset(&queue, Region::Completions);
+        create.doorbell_offset = mmap::offset(&queue, Region::Doorbell);
+        create.sq_bytes = queue.bytes(Region::Submissions);
+        create.cq_bytes = queue.bytes(Region::Completions);
+    }
     let written = write(arg, &create);
     if written.is_err() {
-        // The process does not know of it. Another thread may have guessed and destroyed it.
-        let _ = context.destroy_queue(queue.id());
+        // The process does not know of it. Another thread may have guessed and destroyed it; or the
+        // device is being unbound, which destroys it too.
+        if let Ok(_user) = context.device.enter() {
+            let _ = context.destroy_queue(create.queue);
+        }
     }
     written
 }
@@ -211,6 +223,7 @@ fn queue_destroy(context: &Context, arg: UserPtr) -> Result {
     if destroy.reserved != 0 {
         return Err(EINVAL);
     }
+    let _user = context.device.enter()?;
     context.destroy_queue(destroy.queue)
 }
 
@@ -219,6 +232,7 @@ fn kick(context: &Context, arg: UserPtr) -> Result {
     if kick.reserved != 0 {
         return Err(EINVAL);
     }
+    let _user = context.device.enter()?;
     let queue = context.queue(kick.queue)?;
     if context.device.is_gone() {
         return Err(ENODEV);
@@ -232,6 +246,7 @@ fn wait(context: &Context, arg: UserPtr) -> Result {
     if wait.timeout_ns < -1 {
         return Err(EINVAL);
     }
+    let _user = context.device.enter()?;
     let queue = context.queue(wait.queue)?;
     let over = || context.device.is_gone() || queue.is_destroyed();
     let done = || over() || queue.is_posted_or_arm(wait.index);

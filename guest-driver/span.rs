@@ -74,6 +74,12 @@ impl Span {
         (entry.valid() && enough).then_some(entry)
     }
 
+    /// Whether an entry of `range` is valid.
+    fn is_mapped(&self, range: &Range<u64>) -> bool {
+        let mut pages = (pci::page_base(range.start)..range.end).step_by(pci::PAGE_SIZE as usize);
+        self.mapped > 0 && pages.any(|va| self.leaf.get(pte::index(va, 0)).valid())
+    }
+
     /// Maps the page of the fault and answers the fault with the same entry. The caller holds the
     /// lock and has checked the sequence.
     ///
@@ -87,12 +93,15 @@ impl Span {
         if !old.valid() {
             self.mapped += 1;
         } else if old != entry {
-            // The page is the same: any other way to change it clears the entry first. What the device
-            // caches of the old entry would fault again, but is not wrong: no SYNC.
+            // The page is the same: any other way to change it clears the entry first. But a store through
+            // the old entry is not serialized with atomics through the new one, so the SYNC stands
+            // before the REPLAY. The device executes them in order: there is no need to wait here.
             let va = pci::page_base(fault.va);
             let invalidate = invalidate(shared.asid, va..va + pci::PAGE_SIZE);
             // A dead device needs none.
-            let _ = shared.device.submit(&[invalidate]);
+            if let Ok(ticket) = shared.device.submit_sync(&[invalidate]) {
+                self.last = ticket;
+            }
         }
         self.replay(shared, fault, entry);
     }
@@ -110,7 +119,10 @@ impl Span {
     pub(crate) fn retire(&mut self, shared: &Shared) -> Result<Ticket> {
         let range = self.base..self.base + SPAN;
         self.clear(shared, range.clone());
-        shared.device.submit_sync(&[invalidate(shared.asid, range)])
+        let ticket = shared.device.submit_sync(&[invalidate(shared.asid, range)])?;
+        // A notifier that finds nothing mapped now has to wait for this.
+        self.last = ticket;
+        Ok(ticket)
     }
 
     /// Clears the entries of `range` and marks the pages dirty that the device may have written.
@@ -146,8 +158,8 @@ impl Mirror for Span {
     type Shared = Shared;
     type Pending = Pending;
 
-    fn must_wait(&self, shared: &Shared, _range: &Range<u64>) -> bool {
-        self.mapped > 0 || !shared.device.is_synced(self.last)
+    fn must_wait(&self, shared: &Shared, range: &Range<u64>) -> bool {
+        !shared.device.is_dead() && (self.is_mapped(range) || !shared.device.is_synced(self.last))
     }
 
     fn invalidate(&mut self, shared: &Shared, range: Range<u64>) -> Option<Pending> {

@@ -44,6 +44,11 @@ unsigned long svmx_hmm_pfn_req(bool write)
 	return HMM_PFN_REQ_FAULT | (write ? HMM_PFN_REQ_WRITE : 0);
 }
 
+unsigned long svmx_vm_shadow_stack(void)
+{
+	return VM_SHADOW_STACK;
+}
+
 void svmx_phys_mark_dirty(phys_addr_t phys)
 {
 	folio_mark_dirty(pfn_folio(PHYS_PFN(phys)));

@@ -22,6 +22,8 @@ void svmx_folio_put(struct folio *folio);
 phys_addr_t svmx_page_to_phys(struct page *page);
 phys_addr_t svmx_hmm_pfn_to_phys(unsigned long hmm_pfn);
 unsigned long svmx_hmm_pfn_req(bool write);
+/* The flag of mappings that are shadow stacks, or zero. */
+unsigned long svmx_vm_shadow_stack(void);
 void svmx_phys_mark_dirty(phys_addr_t phys);
 
 /* Mappings of device memory into user space */

@@ -180,11 +180,13 @@ fn allowed(mm: &MmWithUser, page: u64, access: AccessKind) -> Result<(), Status>
     let vma = guard.vma_lookup(page as usize).ok_or(Status::FAULT)?;
     let needed = match access {
         AccessKind::READ => flags::READ,
-        AccessKind::WRITE => flags::WRITE,
-        AccessKind::ATOMIC => flags::READ | flags::WRITE,
+        AccessKind::WRITE | AccessKind::ATOMIC => flags::READ | flags::WRITE,
         _ => return Err(Status::CANCELLED),
     };
-    if vma.flags() & needed != needed {
+    // A shadow stack is writable memory to the kernel, but not to the process.
+    // SAFETY: A constant.
+    let shadow_stack = vma.flags() & unsafe { super::sys::svmx_vm_shadow_stack() } != 0;
+    if vma.flags() & needed != needed || (shadow_stack && access != AccessKind::READ) {
         return Err(Status::PERMISSION);
     }
     let never_exclusive = flags::SHARED | flags::HUGETLB | flags::IO | flags::PFNMAP | flags::MIXEDMAP;
