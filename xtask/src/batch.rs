@@ -2,13 +2,13 @@
 
 //! Runs scenarios one after the other and says how each ended; shared by `run` and `test`.
 
-use crate::failure::bad_request;
+use crate::failure::{self, bad_request};
 use crate::kernel::Flavour;
 use crate::options::RunOptions;
 use crate::progress::Progress;
 use crate::report::Row;
 use crate::scenario::Scenario;
-use crate::vm::{Machine, Outcome, Plan, Verdict};
+use crate::vm::{Machine, Plan, Verdict};
 use anyhow::Result;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
@@ -38,18 +38,55 @@ pub(crate) fn plan(options: &RunOptions, scenario: &'static Scenario) -> Plan {
     }
 }
 
-/// Runs one scenario and says how it ended.
+/// Runs scenarios, each whatever became of those before it. Every one has a row, also when there is
+/// nothing to boot; the error, if any, is a bad request that showed only then.
 pub(crate) async fn run(
+    machine: Result<Machine>,
+    options: &RunOptions,
+    scenarios: &[&'static Scenario],
+    progress: &Progress,
+) -> (Vec<Row>, Result<()>) {
+    let machine = match machine {
+        Ok(machine) => machine,
+        Err(error) => {
+            let rows = scenarios.iter().map(|scenario| Row::failed(scenario.name)).collect();
+            if failure::is_bad_request(&error) {
+                return (rows, Err(error));
+            }
+            println!("no scenario can run: {error:#}");
+            return (rows, Ok(()));
+        }
+    };
+    if let Ok(release) = machine.kernel.release() {
+        progress.detail(format!("kernel: {release}"));
+    }
+    let mut rows = Vec::new();
+    for scenario in scenarios {
+        rows.push(one(&machine, options, scenario, progress).await);
+    }
+    (rows, Ok(()))
+}
+
+/// Runs one scenario and says how it ended. One that can't even begin has failed.
+async fn one(
     machine: &Machine,
     options: &RunOptions,
     scenario: &'static Scenario,
     progress: &Progress,
-) -> Result<(Row, Outcome)> {
+) -> Row {
     let plan = plan(options, scenario);
     let step = progress.quiet_step(scenario.name);
     progress.detail(format!("{}: seed {}", scenario.name, plan.seed));
-    let outcome = machine.run(&plan, progress).await?;
+    let outcome = machine.run(&plan, progress).await;
     drop(step);
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            let row = Row::failed(scenario.name);
+            println!("{}", row.line(&format!("{error:#}")));
+            return row;
+        }
+    };
     let row = Row {
         name: scenario.name.to_owned(),
         verdict: outcome.verdict,
@@ -63,5 +100,6 @@ pub(crate) async fn run(
         }
         println!("  seed {}\n{}", plan.seed, outcome.log_tails());
     }
-    Ok((row, outcome))
+    progress.detail(format!("logs: {}", outcome.dir.display()));
+    row
 }

@@ -47,10 +47,15 @@ impl Key {
 impl Cache {
     /// `$XDG_CACHE_HOME/svmx` or `~/.cache/svmx`.
     pub(crate) fn open() -> Result<Self> {
+        let cache = Self::locate()?;
+        fs::create_dir_all(&cache.dir).with_context(|| format!("can't create {}", cache.dir.display()))?;
+        Ok(cache)
+    }
+
+    /// The same for somebody who only looks: it may not be there.
+    pub(crate) fn locate() -> Result<Self> {
         let base = etcetera::base_strategy::Xdg::new().context("the home folder is not known")?;
-        let dir = base.cache_dir().join("svmx");
-        fs::create_dir_all(&dir).with_context(|| format!("can't create {}", dir.display()))?;
-        Ok(Cache { dir })
+        Ok(Cache { dir: base.cache_dir().join("svmx") })
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -126,13 +131,25 @@ pub(crate) async fn lock(path: &Path, progress: &Progress) -> Result<Flock<File>
         };
         if !said {
             progress.say(format!(
-                "another xtask is making {}; waiting for it",
+                "another xtask makes or uses {}; waiting for it",
                 path.with_extension("").display()
             ));
             said = true;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// Lets others use what is locked too, while none may change it.
+pub(crate) async fn share(lock: Flock<File>) -> Result<Flock<File>> {
+    // Another xtask may come between; it brings the same thing up to date again.
+    while let Err(errno) = lock.relock(FlockArg::LockSharedNonblock) {
+        if errno != Errno::EAGAIN {
+            return Err(errno).context("can't share a lock");
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(lock)
 }
 
 /// Removes a folder and what is in it, if it exists.
@@ -194,6 +211,18 @@ mod tests {
         cache.entry("x", &progress, async |_| Ok(())).await.unwrap();
         assert!(!cache.dir.join("abandoned.partial").exists());
         assert!(cache.dir.join("busy.partial").exists());
+    }
+
+    #[tokio::test]
+    async fn what_is_shared_is_not_changed() {
+        let (_dir, cache) = scratch();
+        let (path, progress) = (cache.dir.join("x.lock"), Progress::new(false));
+        let shared = share(lock(&path, &progress).await.unwrap()).await.unwrap();
+        let open = || File::create(&path).unwrap();
+        assert!(Flock::lock(open(), FlockArg::LockSharedNonblock).is_ok());
+        assert!(Flock::lock(open(), FlockArg::LockExclusiveNonblock).is_err());
+        drop(shared);
+        assert!(Flock::lock(open(), FlockArg::LockExclusiveNonblock).is_ok());
     }
 
     #[tokio::test]

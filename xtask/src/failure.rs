@@ -38,6 +38,11 @@ impl std::error::Error for BadRequest {}
 impl std::error::Error for Interrupted {}
 impl std::error::Error for Reported {}
 
+/// Whether a bad request is what went wrong.
+pub(crate) fn is_bad_request(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.is::<BadRequest>())
+}
+
 /// A [`BadRequest`] as an `anyhow::Error`.
 pub(crate) fn bad_request(message: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(BadRequest(message.into()))
@@ -73,7 +78,7 @@ pub(crate) fn report(error: &anyhow::Error) -> u8 {
         return 128 + u8::try_from(*signal).unwrap_or(0);
     }
     eprintln!("error: {error:#}");
-    if error.chain().any(|cause| cause.is::<BadRequest>()) { 2 } else { 1 }
+    if is_bad_request(error) { 2 } else { 1 }
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ pub(crate) struct VmOptions {
     #[arg(long, value_name = "PATH")]
     pub(crate) qemu: Option<PathBuf>,
     /// The device waits this long between the read and the write of an atomic [default: the scenario's own]
-    #[arg(long, value_name = "NS")]
+    #[arg(long, value_name = "NS", value_parser = clap::value_parser!(u64).range(0..=1_000_000_000))]
     pub(crate) rmw_delay: Option<u64>,
     /// Says more: the guest's whole boot, the device's requests, what is cached
     #[arg(short, long)]

@@ -5,7 +5,7 @@
 use crate::artifacts::initramfs::Origins;
 use crate::artifacts::{driver, programs};
 use crate::cache::Cache;
-use crate::kernel::{Flavour, Kernel};
+use crate::kernel::{self, Flavour, Kernel};
 use crate::options::VmOptions;
 use crate::progress::Progress;
 use crate::toolchain::{Manifest, Toolchain};
@@ -13,15 +13,31 @@ use crate::vm::{Accel, Machine, Qemu};
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 
-/// Builds whatever `options` need and the caches don't have.
-pub(crate) async fn machine(options: &VmOptions, progress: &Progress) -> Result<Machine> {
-    // First what can be refused at once.
+/// What needs nothing built, and is decided before anything is.
+pub(crate) struct Decided {
+    own: Option<Qemu>,
+    accel: Accel,
+}
+
+/// Refuses at once what can be refused at once.
+///
+/// # Errors
+/// A QEMU, an accelerator or a kernel tree that can't do.
+pub(crate) async fn decide(options: &VmOptions, progress: &Progress) -> Result<Decided> {
     let own = match &options.qemu {
         Some(path) => Some(Qemu::own(path).await?),
         None => None,
     };
+    if let Some(tree) = &options.kernel_src {
+        kernel::check_tree(tree)?;
+    }
     let accel = Accel::choose(options.accel, progress).await?;
     progress.detail(format!("accelerator: {}", accel.name()));
+    Ok(Decided { own, accel })
+}
+
+/// Builds whatever `options` need and the caches don't have.
+pub(crate) async fn machine(decided: Decided, options: &VmOptions, progress: &Progress) -> Result<Machine> {
     let (system, device, guest) = tokio::try_join!(
         system(options.flavour, options.kernel_src.as_deref(), progress),
         programs::device(progress),
@@ -37,8 +53,8 @@ pub(crate) async fn machine(options: &VmOptions, progress: &Progress) -> Result<
         kernel: system.kernel,
         origins,
         device,
-        qemu: own.unwrap_or(Qemu::Packaged(system.toolchain)),
-        accel,
+        qemu: decided.own.unwrap_or(Qemu::Packaged(system.toolchain)),
+        accel: decided.accel,
         cpus: options.cpus,
         memory: options.mem,
         verbose: options.verbose,

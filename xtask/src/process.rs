@@ -15,8 +15,8 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
+use std::process::{ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::net::unix::pipe::Receiver;
 use tokio::process::{Child, Command};
@@ -27,7 +27,14 @@ pub(crate) struct Running {
     child: Child,
     group: Pid,
     ended: Option<ExitStatus>,
+    /// How long it may clean up after itself when dropped, before it is killed.
+    grace: Duration,
 }
+
+/// What a step may take that neither compiles a kernel nor depends on a package mirror.
+const STEP_LIMIT: Duration = Duration::from_secs(30 * 60);
+/// What any other step may take.
+pub(crate) const LONG_STEP_LIMIT: Duration = Duration::from_secs(2 * 60 * 60);
 
 impl Running {
     /// Starts `command` in a process group of its own.
@@ -49,7 +56,13 @@ impl Running {
         let program = command.as_std().get_program().to_owned();
         let child = command.spawn().with_context(|| format!("can't start {}", program.to_string_lossy()))?;
         let pid = child.id().context("the child ended before it started")?;
-        Ok(Running { child, group: Pid::from_raw(pid.cast_signed()), ended: None })
+        Ok(Running { child, group: Pid::from_raw(pid.cast_signed()), ended: None, grace: Duration::ZERO })
+    }
+
+    /// Lets it clean up after itself for that long when it is dropped.
+    pub(crate) fn with_grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
     }
 
     /// The process itself, for its pipes.
@@ -81,15 +94,25 @@ impl Drop for Running {
         if self.ended.is_some() {
             return;
         }
+        if !self.grace.is_zero() {
+            self.signal(Signal::SIGTERM);
+            gone_within(self.group, self.grace);
+        }
+        // Also after a clean end: what it started may be slower than it.
         self.signal(Signal::SIGKILL);
         // Whoever looks after we are gone shall find nothing. A killed process is gone within
         // milliseconds, unless it waits for a disk, and for that nobody should have to wait.
-        for _ in 0..100 {
-            match waitpid(self.group, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) => std::thread::sleep(Duration::from_millis(5)),
-                _ => return,
-            }
-        }
+        gone_within(self.group, Duration::from_millis(500));
+    }
+}
+
+/// Waits for the end of a child, in a place that can't await.
+fn gone_within(child: Pid, limit: Duration) {
+    let deadline = Instant::now() + limit;
+    while waitpid(child, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive)
+        && Instant::now() < deadline
+    {
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -105,11 +128,50 @@ pub(crate) fn describe(status: ExitStatus) -> String {
     }
 }
 
+/// What a program says that has nothing to do but to answer.
+///
+/// # Errors
+/// When it can't be started or takes longer than 20 s.
+pub(crate) async fn answer(command: &mut Command) -> std::io::Result<Output> {
+    const LIMIT: Duration = Duration::from_secs(20);
+    let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
+    match tokio::time::timeout(LIMIT, output).await {
+        Ok(output) => output,
+        Err(_) => Err(std::io::Error::other(format!("no answer in {} s", LIMIT.as_secs()))),
+    }
+}
+
 /// Runs `command` to its end with its output in `log`, each line also given to `watch`.
 ///
 /// # Errors
-/// When it can't be started or fails; the message has the log's last lines and its path.
+/// When it can't be started, fails, or takes too long; the message has the log's last lines and its path.
 pub(crate) async fn logged(
+    command: &mut Command,
+    log: &Path,
+    step: &Step,
+    watch: impl FnMut(&Step, &str),
+) -> Result<()> {
+    logged_within(STEP_LIMIT, command, log, step, watch).await
+}
+
+/// [`logged`] with a limit of the caller's.
+pub(crate) async fn logged_within(
+    limit: Duration,
+    command: &mut Command,
+    log: &Path,
+    step: &Step,
+    watch: impl FnMut(&Step, &str),
+) -> Result<()> {
+    match tokio::time::timeout(limit, logged_to_end(command, log, step, watch)).await {
+        Ok(result) => result,
+        Err(_) => {
+            let program = command.as_std().get_program().to_string_lossy().into_owned();
+            bail!("{program}: not done after {} s\n{}", limit.as_secs(), tail(log, 20))
+        }
+    }
+}
+
+async fn logged_to_end(
     command: &mut Command,
     log: &Path,
     step: &Step,
@@ -187,6 +249,31 @@ mod tests {
             }
         }
         panic!("the grandchild is still there");
+    }
+
+    #[tokio::test]
+    async fn one_with_grace_cleans_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("scratch");
+        let mut command = Command::new("sh");
+        command.args(["-c", "trap 'rm \"$0\"; exit' TERM; touch \"$0\"; while :; do sleep 0.05; done"]);
+        let running = Running::start(command.arg(&file)).unwrap().with_grace(Duration::from_secs(10));
+        while !file.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // The trap was set before the file was made.
+        drop(running);
+        assert!(!file.exists());
+    }
+
+    #[tokio::test]
+    async fn a_step_has_a_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let progress = crate::progress::Progress::new(false);
+        let (mut command, step) = (Command::new("sleep"), progress.step("x"));
+        let log = dir.path().join("log");
+        let running = logged_within(Duration::from_millis(20), command.arg("1000"), &log, &step, |_, _| ());
+        assert!(running.await.unwrap_err().to_string().contains("not done"));
     }
 
     #[tokio::test]

@@ -27,6 +27,11 @@ fn milliseconds<S: serde::Serializer>(seconds: &f64, serializer: S) -> Result<S:
 }
 
 impl Row {
+    /// Of what could not even begin.
+    pub(crate) fn failed(name: &str) -> Self {
+        Row { name: name.to_owned(), verdict: Verdict::Fail, duration_s: 0.0, metrics: Map::new() }
+    }
+
     /// The result for people.
     pub(crate) fn line(&self, detail: &str) -> String {
         let line =

@@ -15,10 +15,13 @@ const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds `svmx-device`; returns its path.
 pub(crate) async fn device(progress: &Progress) -> Result<PathBuf> {
+    let target = checkout::target();
     let mut command = Command::new(checkout::cargo());
     command.args(["build", "--release", "--package", "svmx-device", "--bin", "svmx-device"]);
+    // Said here, as a user's configuration of cargo may name another place.
+    command.arg("--target-dir").arg(&target);
     build(&mut command, "device", progress).await?;
-    Ok(checkout::target().join("release/svmx-device"))
+    Ok(target.join("release/svmx-device"))
 }
 
 /// Builds the guest's programs; returns the folder they are in.
@@ -27,7 +30,7 @@ pub(crate) async fn guest(progress: &Progress) -> Result<PathBuf> {
     let mut command = Command::new(checkout::cargo());
     command.args(["build", "--release", "--package", "svmx", "--bins", "--target", GUEST_TARGET]);
     // A folder of its own: other flags and parallel builds would invalidate and block each other.
-    command.env("CARGO_TARGET_DIR", &target).env("RUSTFLAGS", "-C target-feature=+crt-static");
+    command.arg("--target-dir").arg(&target).env("RUSTFLAGS", "-C target-feature=+crt-static");
     command.env_remove("CARGO_ENCODED_RUSTFLAGS");
     build(&mut command, "guest programs", progress).await?;
     Ok(target.join(GUEST_TARGET).join("release"))

@@ -6,17 +6,17 @@ use crate::cache::Cache;
 use crate::checkout;
 use crate::failure::Reported;
 use crate::kernel::{Flavour, Kernel, Source};
+use crate::process;
 use crate::toolchain::{Manifest, Toolchain, mirror, prerequisites};
 use crate::vm::probe;
 use anyhow::Result;
 use nix::sys::statvfs::statvfs;
 use nix::unistd::Uid;
 use std::path::Path;
-use std::process::Stdio;
 use tokio::process::Command;
 
-/// What toolchain root, kernel source and one kernel take, with room to work.
-const DISK_GIB: u64 = 8;
+/// What toolchain root (2.1), kernel source (1.6), a kernel (2) and `target` (2) take, with room to work.
+const DISK_GIB: u64 = 10;
 
 /// How something stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ fn finding(what: &'static str, state: State, detail: impl Into<String>) -> Findi
 
 /// Prints the table; fails if `run` could not work.
 pub(crate) async fn run() -> Result<()> {
-    let cache = Cache::open()?;
+    let cache = Cache::locate()?;
     let manifest = Manifest::load()?;
     let toolchain = Toolchain::find(&cache, &manifest, Flavour::Fast)?;
     let mut findings = vec![compiler().await, static_libc().await];
@@ -49,8 +49,9 @@ pub(crate) async fn run() -> Result<()> {
         State::Ok,
         mirror::discover().unwrap_or_else(|| "mmdebstrap's own".to_owned()),
     ));
-    findings.push(disk(cache.dir(), toolchain.is_some())?);
-    findings.extend(cached(&cache, &manifest, toolchain.is_some())?);
+    let cached = cached(&cache, &manifest, toolchain.is_some())?;
+    findings.push(disk(cache.dir(), cached.iter().all(|finding| finding.state == State::Ok))?);
+    findings.extend(cached);
     findings.push(match probe::probe().await {
         Ok(()) => finding("KVM", State::Ok, "works"),
         Err(reason) => finding("KVM", State::Ok, format!("not used, TCG instead: {reason}")),
@@ -71,7 +72,7 @@ pub(crate) async fn run() -> Result<()> {
 
 async fn compiler() -> Finding {
     let mut command = Command::new(checkout::cargo());
-    match command.arg("--version").stdin(Stdio::null()).output().await {
+    match process::answer(command.arg("--version")).await {
         Ok(output) => finding("cargo", State::Ok, String::from_utf8_lossy(&output.stdout).trim()),
         Err(error) => finding("cargo", State::Missing, error.to_string()),
     }
@@ -81,7 +82,7 @@ async fn compiler() -> Finding {
 async fn static_libc() -> Finding {
     const REMEDY: &str = "apt-get install gcc libc6-dev (or your distribution's: cc and a static glibc)";
     let mut command = Command::new("cc");
-    match command.args(["-print-file-name=libc.a"]).stdin(Stdio::null()).output().await {
+    match process::answer(command.arg("-print-file-name=libc.a")).await {
         Err(_) => finding("cc", State::Missing, REMEDY),
         Ok(output) => {
             let file = String::from_utf8_lossy(&output.stdout).trim().to_owned();
@@ -119,10 +120,12 @@ async fn root_tools(have_root: bool) -> Vec<Finding> {
     findings
 }
 
-fn disk(cache: &Path, have_root: bool) -> Result<Finding> {
-    let status = statvfs(cache)?;
+fn disk(cache: &Path, all_made: bool) -> Result<Finding> {
+    // The cache may not be there yet.
+    let there = cache.ancestors().find(|dir| dir.is_dir()).unwrap_or(cache);
+    let status = statvfs(there)?;
     let free = (status.blocks_available() * status.fragment_size()) >> 30;
-    let enough = have_root || free >= DISK_GIB;
+    let enough = all_made || free >= DISK_GIB;
     let state = if enough { State::Ok } else { State::Missing };
     Ok(finding("disk", state, format!("{free} GiB free in {} (needs {DISK_GIB} once)", cache.display())))
 }

@@ -32,24 +32,19 @@ pub(crate) async fn run(options: Options) -> Result<()> {
         named(options.scenarios.iter().map(String::as_str))?
     };
     batch::check(&options.common, &scenarios)?;
+    let decided = prepare::decide(&options.common.vm, &progress).await?;
     let json = options.common.json.as_deref().map(JsonFile::create).transpose()?;
-    let machine = prepare::machine(&options.common.vm, &progress).await?;
-    progress.detail(format!("kernel: {}", machine.kernel.release()?));
-
-    let mut rows = Vec::new();
-    for scenario in scenarios {
-        let (row, outcome) = batch::run(&machine, &options.common, scenario, &progress).await?;
-        progress.detail(format!("logs: {}", outcome.dir.display()));
-        rows.push(row);
-    }
+    let machine = prepare::machine(decided, &options.common.vm, &progress).await;
+    let (rows, refused) = batch::run(machine, &options.common, &scenarios, &progress).await;
     let passed = rows.iter().all(|row| row.verdict != Verdict::Fail);
-    if demonstration {
+    if demonstration && refused.is_ok() {
         println!("\n{}", report::table(&rows));
         println!("{}", conclusion(&rows));
     }
     if let Some(json) = json {
         json.write(&rows)?;
     }
+    refused?;
     if passed { Ok(()) } else { Err(Reported.into()) }
 }
 

@@ -13,7 +13,8 @@ use anyhow::Result;
 /// Boots and hands over the console.
 pub(crate) async fn run(options: VmOptions) -> Result<()> {
     let progress = Progress::new(options.verbose);
-    let machine = prepare::machine(&options, &progress).await?;
+    let decided = prepare::decide(&options, &progress).await?;
+    let machine = prepare::machine(decided, &options, &progress).await?;
     let plan = Plan {
         scenario: &scenario::SHELL,
         devices: options.devices.unwrap_or(scenario::SHELL.devices),

@@ -15,8 +15,10 @@ use crate::progress::{Progress, Step};
 use crate::toolchain::{Manifest, Sandbox, Toolchain};
 use anyhow::{Context, Result, bail};
 use config::Fragment;
+use nix::fcntl::Flock;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use tokio::process::Command;
 
@@ -89,6 +91,8 @@ pub(crate) struct Kernel {
     pub(crate) flavour: Flavour,
     pub(crate) build: PathBuf,
     source: PathBuf,
+    /// Keeps others from changing a build that is not content-addressed, as long as it is used.
+    _lock: Option<Arc<Flock<File>>>,
 }
 
 impl Kernel {
@@ -113,7 +117,7 @@ impl Kernel {
         let Some(source) = Source::find(cache, manifest)? else { return Ok(None) };
         let key = packaged_key(&toolchain, &source, flavour)?;
         let build = cache.find(&format!("kernel-{}-{key}", flavour.name()));
-        Ok(build.map(|build| Kernel { key, flavour, build, source: source.tree }))
+        Ok(build.map(|build| Kernel { key, flavour, build, source: source.tree, _lock: None }))
     }
 
     /// The packaged kernel, built first if need be.
@@ -132,14 +136,14 @@ impl Kernel {
             let step = progress.step(format!("kernel {} ({})", flavour.name(), source.package));
             File::create(&log)?;
             let inside = sandbox(toolchain, &source.tree).writable(build, Path::new(BUILD));
-            let building = Build { inside, flavour, dir: build, log: &log, step: &step };
+            let building = Build { inside, flavour, dir: build, own: None, log: &log, step: &step };
             building.configure().await?;
             building.make().await?;
             step.done();
             Ok(())
         };
         let build = cache.entry(&name, progress, make).await?;
-        Ok(Kernel { key, flavour, build, source: source.tree })
+        Ok(Kernel { key, flavour, build, source: source.tree, _lock: None })
     }
 
     /// The kernel of a tree of the user's own, brought up to date.
@@ -155,17 +159,18 @@ impl Kernel {
         let key = Key::new().part(RECIPE).part(&toolchain.key).part(flavour.name()).part(path).finish();
         let name = format!("kernel-tree-{}-{key}", flavour.name());
         let build = cache.dir().join(&name);
-        let _lock = cache::lock(&cache.dir().join(format!("{name}.lock")), progress).await?;
+        let lock = cache::lock(&cache.dir().join(format!("{name}.lock")), progress).await?;
         fs::create_dir_all(&build)?;
         let log = cache.log(&name)?;
         File::create(&log)?;
         let step = progress.step(format!("kernel {} of {}", flavour.name(), tree.display()));
         let inside = sandbox(toolchain, &tree).writable(&build, Path::new(BUILD));
-        let building = Build { inside, flavour, dir: &build, log: &log, step: &step };
+        let building = Build { inside, flavour, dir: &build, own: Some(&tree), log: &log, step: &step };
         building.configure().await?;
         building.make().await?;
         step.done();
-        Ok(Kernel { key, flavour, build, source: tree })
+        let lock = Some(Arc::new(cache::share(lock).await?));
+        Ok(Kernel { key, flavour, build, source: tree, _lock: lock })
     }
 }
 
@@ -175,7 +180,7 @@ fn packaged_key(toolchain: &Toolchain, source: &Source, flavour: Flavour) -> Res
 }
 
 /// Says early what would end in a page of make's errors.
-fn check_tree(tree: &Path) -> Result<PathBuf> {
+pub(crate) fn check_tree(tree: &Path) -> Result<PathBuf> {
     let shown = tree.display();
     let real = tree.canonicalize().map_err(|error| bad_request(format!("--kernel-src {shown}: {error}")))?;
     if !real.join("Kbuild").is_file() || !real.join("rust/kernel").is_dir() {
@@ -202,6 +207,8 @@ struct Build<'a> {
     inside: Sandbox,
     flavour: Flavour,
     dir: &'a Path,
+    /// The tree, if it is the user's: what is wrong with it is the user's to mend.
+    own: Option<&'a Path>,
     log: &'a Path,
     step: &'a Step,
 }
@@ -249,11 +256,16 @@ impl Build<'_> {
             reason = lines.map(|line| line.trim_matches(['*', ' '])).collect::<Vec<_>>().join(" ");
             reason = format!("; `make rustavailable` says: {}", reason.trim());
         }
-        let shown = lost.join(", ");
-        bail!(
-            "this kernel can't be configured as images/kernel/ asks; lost: {shown}{reason} (log: {})",
-            self.log.display()
-        );
+        let (shown, log) = (lost.join(", "), self.log.display());
+        match self.own {
+            Some(tree) => Err(bad_request(format!(
+                "--kernel-src {}: can't be configured as images/kernel/ asks; lost: {shown}{reason} (log: {log})",
+                tree.display()
+            ))),
+            None => bail!(
+                "this kernel can't be configured as images/kernel/ asks; lost: {shown}{reason} (log: {log})"
+            ),
+        }
     }
 
     async fn make(&self) -> Result<()> {
@@ -267,7 +279,7 @@ impl Build<'_> {
             }
         };
         let mut make = self.command(&[&format!("-j{jobs}"), "vmlinux", "modules"]);
-        process::logged(&mut make, self.log, self.step, count).await
+        process::logged_within(process::LONG_STEP_LIMIT, &mut make, self.log, self.step, count).await
     }
 }
 

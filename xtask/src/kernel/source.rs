@@ -73,7 +73,7 @@ async fn fetch(
     step.note("looking for the newest package");
     let mut list = inside.command("sh");
     list.args(["-ec", LIST, "sh", &manifest.kernel.prefix]);
-    process::logged(&mut list, log, step, |_, _| ()).await?;
+    process::logged_within(process::LONG_STEP_LIMIT, &mut list, log, step, |_, _| ()).await?;
     let names = fs::read_to_string(entry.join("names"))?;
     let (oldest, newest) = (manifest.kernel.oldest, manifest.kernel.newest);
     let Some(package) = manifest.kernel.newest_of(names.lines()) else {
@@ -82,7 +82,7 @@ async fn fetch(
     step.note(format!("downloading {package}"));
     let mut download = inside.command("sh");
     download.args(["-ec", DOWNLOAD, "sh", &package]);
-    process::logged(&mut download, log, step, |_, _| ()).await?;
+    process::logged_within(process::LONG_STEP_LIMIT, &mut download, log, step, |_, _| ()).await?;
     unpack(&inside, entry, &package, log, step).await
 }
 

@@ -18,10 +18,13 @@ use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 use tokio::process::Command;
 
 /// Raised when the way a root is made changes.
 const RECIPE: &str = "1";
+/// How long mmdebstrap may take to remove its working root, which nobody else could for an ordinary user.
+const CLEAN_UP: Duration = Duration::from_secs(10);
 
 /// A complete toolchain root.
 #[derive(Clone, Debug)]
@@ -70,12 +73,22 @@ impl Toolchain {
             prerequisites::ensure(progress).await?;
             let step = progress.step("toolchain root");
             File::create(&log)?;
-            bootstrap(&manifest.debian, &packages, root, &log, &step).await?;
+            let made = bootstrap(&manifest.debian, &packages, root, &log, &step);
+            match tokio::time::timeout(process::LONG_STEP_LIMIT, made).await {
+                Ok(made) => made?,
+                Err(_) => bail!(
+                    "mmdebstrap: not done after {} s\n{}",
+                    process::LONG_STEP_LIMIT.as_secs(),
+                    process::tail(&log, 20)
+                ),
+            }
             prepare(root)?;
             step.done();
             Ok(())
         };
         let root = cache.entry(&name, progress, make).await?;
+        // A root that was made long ago says nothing about what is installed now.
+        prerequisites::ensure_sandbox(progress).await?;
         Ok(Toolchain { key, root })
     }
 
@@ -90,8 +103,8 @@ impl Toolchain {
 async fn bootstrap(debian: &Debian, packages: &[String], root: &Path, log: &Path, step: &Step) -> Result<()> {
     let mut mmdebstrap = mmdebstrap(debian, packages).await;
     let errors = File::options().append(true).open(log)?;
-    let mut making =
-        Running::start(mmdebstrap.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))?;
+    mmdebstrap.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut making = Running::start(&mut mmdebstrap)?.with_grace(CLEAN_UP);
     let archive: Stdio = making.child().stdout.take().context("mmdebstrap has no stdout")?.try_into()?;
     let messages = making.child().stderr.take().context("mmdebstrap has no stderr")?;
     let mut tar = Command::new("tar");
@@ -156,7 +169,7 @@ async fn mmdebstrap(debian: &Debian, packages: &[String]) -> Command {
 
 /// The machine's proxies, in apt's words. mmdebstrap itself doesn't look at the machine's apt settings.
 async fn proxies() -> Vec<String> {
-    let dump = Command::new("apt-config").arg("dump").stderr(Stdio::null()).output().await;
+    let dump = process::answer(Command::new("apt-config").arg("dump")).await;
     let text = dump.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     let is_proxy = |line: &&str| {
         ["Acquire::http::Proxy", "Acquire::https::Proxy"].iter().any(|name| line.starts_with(name))

@@ -10,7 +10,6 @@ use crate::progress::Progress;
 use anyhow::Result;
 use nix::unistd::{Uid, User};
 use std::path::PathBuf;
-use std::process::Stdio;
 use tokio::process::Command;
 
 /// Something that is missing, and what to type.
@@ -20,7 +19,7 @@ pub(crate) struct Missing {
     pub(crate) remedy: String,
 }
 
-/// Programs and the Debian packages they are in.
+/// Programs and the Debian packages they are in. A root that was made needs only the second.
 const PROGRAMS: [(&str, &str); 2] = [("mmdebstrap", "mmdebstrap"), ("bwrap", "bubblewrap")];
 
 /// The file that a program name on the PATH stands for.
@@ -31,28 +30,31 @@ pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
 
 /// Debian packages that aren't installed but needed.
 fn packages() -> Vec<&'static str> {
-    let mut missing: Vec<_> = PROGRAMS
-        .iter()
-        .filter(|(program, _)| on_path(program).is_none())
-        .map(|(_, package)| *package)
-        .collect();
+    let mut missing = without(&PROGRAMS);
     if !Uid::effective().is_root() && on_path("newuidmap").is_none() {
         missing.push("uidmap");
     }
     missing
 }
 
+/// The packages of those programs that aren't there.
+fn without(programs: &[(&str, &'static str)]) -> Vec<&'static str> {
+    programs.iter().filter(|(program, _)| on_path(program).is_none()).map(|(_, package)| *package).collect()
+}
+
 /// Everything that keeps us from making a toolchain root.
 pub(crate) fn missing() -> Vec<Missing> {
     let mut missing = Vec::new();
-    let packages = packages();
-    if !packages.is_empty() {
-        missing.push(Missing { what: packages.join(", "), remedy: install_command(&packages) });
-    }
+    missing.extend(not_installed(&packages()));
     if !Uid::effective().is_root() {
         missing.extend(missing_sub_ids());
     }
     missing
+}
+
+fn not_installed(packages: &[&str]) -> Option<Missing> {
+    let missing = || Missing { what: packages.join(", "), remedy: install_command(packages) };
+    (!packages.is_empty()).then(missing)
 }
 
 fn install_command(packages: &[&str]) -> String {
@@ -90,7 +92,7 @@ fn missing_sub_ids() -> Option<Missing> {
 pub(crate) async fn sandbox_works() -> Result<(), String> {
     let mut command = Command::new("bwrap");
     command.args(["--unshare-pid", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "--", "true"]);
-    match command.stdin(Stdio::null()).output().await {
+    match process::answer(&mut command).await {
         Ok(output) if output.status.success() => Ok(()),
         Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
         Err(error) => Err(error.to_string()),
@@ -99,22 +101,29 @@ pub(crate) async fn sandbox_works() -> Result<(), String> {
 
 /// Sees to it that a root can be made: installs what is missing if we may, else says what to type.
 pub(crate) async fn ensure(progress: &Progress) -> Result<()> {
-    let packages = packages();
-    if !packages.is_empty() && Uid::effective().is_root() && on_path("apt-get").is_some() {
-        install(&packages, progress).await?;
-    }
-    let missing = missing();
-    if !missing.is_empty() {
-        let lines: Vec<_> = missing
-            .iter()
-            .map(|missing| format!("{} is missing: {}", missing.what, missing.remedy))
-            .collect();
-        return Err(bad_request(lines.join("; ")));
-    }
+    install(&packages(), progress).await?;
+    refuse(&missing())?;
     sandbox_works().await.map_err(|reason| bad_request(format!("bwrap does not work here: {reason}")))
 }
 
+/// The same for a root that is there, which needs no more than the sandbox.
+pub(crate) async fn ensure_sandbox(progress: &Progress) -> Result<()> {
+    let programs = &PROGRAMS[1..];
+    install(&without(programs), progress).await?;
+    refuse(not_installed(&without(programs)).as_slice())
+}
+
+fn refuse(missing: &[Missing]) -> Result<()> {
+    let lines: Vec<_> =
+        missing.iter().map(|missing| format!("{} is missing: {}", missing.what, missing.remedy)).collect();
+    if lines.is_empty() { Ok(()) } else { Err(bad_request(lines.join("; "))) }
+}
+
+/// Installs packages where that needs nobody's leave.
 async fn install(packages: &[&str], progress: &Progress) -> Result<()> {
+    if packages.is_empty() || !Uid::effective().is_root() || on_path("apt-get").is_none() {
+        return Ok(());
+    }
     let step = progress.step(format!("apt-get install {}", packages.join(" ")));
     let log = Cache::open()?.log("apt-get")?;
     let apt = |arguments: &[&str]| {

@@ -5,7 +5,7 @@
 use crate::process::{self, Running};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
-use std::fs::File;
+use std::fs::{self, File};
 use std::future::poll_fn;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -17,11 +17,13 @@ use tokio::process::Command;
 /// How long a device may take to listen on its socket, or to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What a device logs when QEMU may connect.
+const LISTENING: &str = "listening on ";
+
 /// One device process.
 #[derive(Debug)]
 pub(crate) struct Device {
     running: Running,
-    socket: PathBuf,
     log: PathBuf,
     ended: Option<ExitStatus>,
     killed: bool,
@@ -48,14 +50,14 @@ impl Device {
         command.arg("--socket").arg(&socket).args(options);
         command.stdin(Stdio::null()).stdout(stderr.try_clone()?).stderr(stderr);
         let running = Running::start(&mut command)?;
-        let mut device = Device { running, socket, log, ended: None, killed: false };
+        let mut device = Device { running, log, ended: None, killed: false };
         device.listening().await.with_context(|| format!("device {index}"))?;
         Ok(device)
     }
 
     async fn listening(&mut self) -> Result<()> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
-        while !self.socket.exists() {
+        while !self.says_so() {
             tokio::select! {
                 status = self.running.wait() => {
                     bail!("ended before it listened: {}\n{}", process::describe(status?), process::tail(&self.log, 10))
@@ -67,6 +69,11 @@ impl Device {
             }
         }
         Ok(())
+    }
+
+    /// The socket's file is there before anybody can connect to it.
+    fn says_so(&self) -> bool {
+        fs::read_to_string(&self.log).is_ok_and(|log| log.contains(LISTENING))
     }
 
     /// Ends it without warning, because the guest asked for that.

@@ -3,8 +3,8 @@
 //! One boot of the guest with its devices, from start to verdict.
 
 pub(crate) mod accel;
-mod console;
 mod device;
+mod logs;
 pub(crate) mod probe;
 mod qemu;
 mod qmp;
@@ -24,8 +24,8 @@ use crate::progress::Progress;
 use crate::scenario::Scenario;
 use anyhow::{Context, Result};
 use device::Device;
+use logs::Logs;
 use serde_json::{Map, Value};
-use std::fs;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -134,12 +134,8 @@ impl Machine {
         }
         logs.finish().await;
 
-        let log = fs::read(dir.join("console.log")).unwrap_or_default();
-        let complaints: Vec<String> =
-            console::complaints(&String::from_utf8_lossy(&log)).into_iter().map(str::to_owned).collect();
-        if let Some(first) = complaints.first() {
-            problems.push(format!("the kernel log is not clean ({} such lines): {first}", complaints.len()));
-        }
+        let logs = Logs { dir: &dir, devices: devices.len(), deaths: plan.scenario.kills_devices };
+        problems.extend(logs.problems());
         let verdict = match seen.verdict {
             Some(verdict) if problems.is_empty() => verdict,
             _ => Verdict::Fail,

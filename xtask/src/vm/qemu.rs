@@ -5,12 +5,12 @@
 use super::accel::Accel;
 use crate::checkout;
 use crate::failure::bad_request;
+use crate::process;
 use crate::toolchain::Toolchain;
 use anyhow::Result;
 use serde_json::json;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use tokio::process::Command;
 
 /// How long the device may take to answer before QEMU gives it up for good, in milliseconds. Its own
@@ -54,9 +54,8 @@ impl Qemu {
     /// The user's QEMU, if it can do what we need.
     pub(crate) async fn own(path: &Path) -> Result<Self> {
         let shown = path.display();
-        let output =
-            Command::new(path).args(["-device", "help"]).stdin(Stdio::null()).kill_on_drop(true).output();
-        let output = output.await.map_err(|error| bad_request(format!("--qemu {shown}: {error}")))?;
+        let answer = process::answer(Command::new(path).args(["-device", "help"])).await;
+        let output = answer.map_err(|error| bad_request(format!("--qemu {shown}: {error}")))?;
         if !output.status.success() {
             return Err(bad_request(format!(
                 "--qemu {shown}: it does not answer `-device help`; is it QEMU?"

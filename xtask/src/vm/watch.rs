@@ -19,6 +19,8 @@ use tokio::net::{UnixListener, UnixStream};
 const CONNECT: Duration = Duration::from_secs(30);
 /// How long the guest may take from its verdict to its power-off.
 const POWER_OFF: Duration = Duration::from_secs(30);
+/// How long QEMU may take to take what we write to it, or to answer. Whoever gives up on it kills it.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// The parts of a run, and what has been seen of it.
 pub(super) struct Watch<'a> {
@@ -77,10 +79,10 @@ impl<'a> Watch<'a> {
         let interactive = connections.console.take().map(|stream| tokio::spawn(terminal::attend(stream)));
         match self.until_end(&mut connections, deadline).await {
             Ok(true) => {}
-            Ok(false) => drop(connections.qmp.execute("quit").await),
+            Ok(false) => quit(&mut connections.qmp).await,
             Err(error) => {
                 self.problems.push(format!("{error:#}"));
-                drop(connections.qmp.execute("quit").await);
+                quit(&mut connections.qmp).await;
             }
         }
         self.drain(&mut connections).await;
@@ -195,7 +197,9 @@ impl<'a> Watch<'a> {
             Some(_) => bail!("the guest wants device {device} killed, which is not part of this scenario"),
             None => bail!("the guest wants device {device} killed, but there are {count}"),
         }
-        answers.write_all(verdict::done(id).as_bytes()).await.context("can't answer the guest")
+        let answer = verdict::done(id);
+        let answered = tokio::time::timeout(ANSWER, answers.write_all(answer.as_bytes())).await;
+        answered.context("the guest does not take its answer")?.context("can't answer the guest")
     }
 
     pub(super) fn finish(self) -> Seen {
@@ -211,4 +215,9 @@ impl<'a> Watch<'a> {
         }
         Seen { verdict: if judged { verdict } else { Some(Verdict::Pass) }, detail, metrics, problems }
     }
+}
+
+/// Tells QEMU to end. If it does not listen, it is killed for not ending.
+async fn quit(qmp: &mut Qmp) {
+    drop(tokio::time::timeout(ANSWER, qmp.execute("quit")).await);
 }
