@@ -122,6 +122,12 @@ impl Queue {
         self.parts.in_flight.len()
     }
 
+    /// Commands that the device has not completed: those in flight without the completions that wait to
+    /// be taken.
+    pub fn running(&self) -> usize {
+        self.parts.rings.running() as usize
+    }
+
     /// The free-running index of the completion that is taken next: what [`Device::wait`] takes.
     pub fn next_completion(&self) -> u32 {
         self.parts.rings.head()
@@ -130,7 +136,8 @@ impl Queue {
     /// Hands a command to the device.
     ///
     /// # Errors
-    /// [`Error::Full`]: take a completion first. [`Error::Broken`], [`Error::DeviceLost`].
+    /// [`Error::Full`]: take a completion first. [`Error::Broken`]. After either the device does not have the
+    /// command; that it is gone is said by who waits.
     pub fn submit(&mut self, command: &Command) -> Result<(), Error> {
         self.push(&command.sqe, command.keep.clone())
     }
@@ -226,7 +233,12 @@ impl Queue {
         // Before the entry can be seen: from then on the memory must stay.
         self.parts.in_flight.push_back(keep);
         match self.parts.rings.push(entry) {
-            Ok(need_kick) => self.kick(need_kick),
+            Ok(need_kick) => {
+                // The entry is published: to report a kick that fails would be to ask for a second one. The
+                // next wait says what is wrong.
+                let _ = self.kick(need_kick);
+                Ok(())
+            }
             Err(error) => {
                 self.parts.in_flight.pop_back();
                 Err(error)

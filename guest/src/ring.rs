@@ -104,8 +104,21 @@ impl Rings {
 
     /// Whether the next completion is there.
     pub(crate) fn ready(&self) -> bool {
-        let offset = ring::slot(self.head, self.cq_log2) as usize * size_of::<Cqe>();
-        CqeHead(self.cq.word64(offset).load(Relaxed)).phase() == ring::phase(self.head, self.cq_log2)
+        self.posted(self.head)
+    }
+
+    /// Submissions whose completions are not there yet.
+    pub(crate) fn running(&self) -> u32 {
+        // Beyond a lap from the head there is no room for a completion.
+        let lap = self.in_flight().min(ring::entries(self.cq_log2));
+        let posted = (0..lap).take_while(|&i| self.posted(self.head.wrapping_add(i))).count();
+        self.in_flight() - posted as u32
+    }
+
+    /// Whether the completion with that free-running index, less than a lap from the head, is there.
+    fn posted(&self, index: u32) -> bool {
+        let offset = ring::slot(index, self.cq_log2) as usize * size_of::<Cqe>();
+        CqeHead(self.cq.word64(offset).load(Relaxed)).phase() == ring::phase(index, self.cq_log2)
     }
 
     fn ring(&self, word: u64, value: u32) -> NeedKick {
@@ -196,6 +209,22 @@ mod tests {
                 assert_eq!((cqe.head.tag(), cqe.result), (tag, u64::from(tag) << 33));
                 assert_eq!(cqe.sq_head, device.rings.head());
             }
+        }
+    }
+
+    #[test]
+    fn what_runs_is_what_has_no_completion() {
+        for start in [0, u32::MAX - 2] {
+            let mut device = FakeDevice::new(3, 1, start);
+            for tag in 0..5 {
+                let _ = device.rings.push(&entry(tag)).unwrap();
+            }
+            assert_eq!(device.rings.running(), 5);
+            device.step();
+            device.step();
+            assert_eq!((device.rings.running(), device.rings.in_flight()), (3, 5));
+            let _ = device.rings.pop().unwrap();
+            assert_eq!((device.rings.running(), device.rings.in_flight()), (3, 4));
         }
     }
 

@@ -4,6 +4,7 @@
 //! host, and powers off. Whatever goes wrong, also in here, becomes a failing verdict.
 
 mod cmdline;
+mod kmemleak;
 mod mounts;
 mod power;
 mod shell;
@@ -50,8 +51,8 @@ fn run() -> Result<Option<Ending>> {
     }
     power::watch(options.limit + Duration::from_secs(15));
     let ending = workload::run(&options)?;
-    let unloaded = unload_module();
-    Ok(Some(match unloaded {
+    let clean = unload_module().and_then(|()| kmemleak::scan());
+    Ok(Some(match clean {
         Err(error) if ending.passed() => {
             Ending { metrics: ending.metrics, ..Ending::fail(format!("{error:#}")) }
         }

@@ -4,6 +4,7 @@
 //! Nothing of it is ever a Rust object: it is reached by atomics through its address.
 #![expect(unsafe_code, reason = "maps memory and reaches it by its address")]
 
+use crate::scenario::patience;
 use anyhow::{Context, Result};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap};
@@ -11,7 +12,6 @@ use std::ffi::c_void;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
-use std::time::Duration;
 use svmx::abi::queue::{Opcode, Sqe, WidthLog2};
 use svmx::{Completion, Queue};
 
@@ -198,12 +198,17 @@ impl RawQueue {
     }
 
     pub(crate) fn complete(&mut self) -> Result<Completion> {
-        Ok(self.0.complete(Some(Duration::from_secs(20)))?)
+        Ok(self.0.complete(Some(patience()))?)
     }
 
     pub(crate) fn execute(&mut self, entry: &Sqe) -> Result<Completion> {
         self.submit(entry)?;
         self.complete().with_context(|| format!("{entry:?}"))
+    }
+
+    /// Commands that the device has not completed.
+    pub(crate) fn running(&self) -> usize {
+        self.0.running()
     }
 
     pub(crate) fn queue(&mut self) -> &mut Queue {

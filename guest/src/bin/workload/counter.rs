@@ -18,7 +18,7 @@ use svmx::latency::percentile;
 pub(crate) fn protected(run: &Run) -> Result<Shown> {
     let device = Device::open_nth(0)?;
     ensure!(device.info()?.state & INFO_PROTECTION_OFF == 0, "the driver was loaded without protection");
-    let goals = Goals { grants: 1001, at_least: Duration::from_secs(5), ..GOALS };
+    let goals = Goals { grants: 1001, at_least: Duration::from_secs(5), ..goals(run) };
     let lost = race(run, &device, goals)?;
     if let Some(wrong) = lost.wrong {
         bail!("{wrong}");
@@ -29,18 +29,20 @@ pub(crate) fn protected(run: &Run) -> Result<Shown> {
 pub(crate) fn unprotected(run: &Run) -> Result<Shown> {
     let device = Device::open_nth(0)?;
     ensure!(device.info()?.state & INFO_PROTECTION_OFF != 0, "the driver was loaded with protection");
-    let Lost { lost, expected, .. } = race(run, &device, Goals { device_ops: 3_000_000, ..GOALS })?;
+    let Lost { lost, expected, .. } = race(run, &device, Goals { device_ops: 3_000_000, ..goals(run) })?;
     ensure!(lost > 0, "no update of {expected} was lost (lost = {lost}) without exclusive access");
     Ok(Shown::Pass(format!("{lost} of {expected} updates lost, as it should be without protection")))
 }
 
-const GOALS: Goals = Goals {
-    cpu_ops: 20_000_000,
-    device_ops: 200_000,
-    grants: 0,
-    at_least: Duration::ZERO,
-    limit: Duration::from_secs(120),
-};
+fn goals(run: &Run) -> Goals {
+    Goals {
+        cpu_ops: 20_000_000,
+        device_ops: 200_000,
+        grants: 0,
+        at_least: Duration::ZERO,
+        limit: run.part(4, 5),
+    }
+}
 
 struct Lost {
     expected: u64,

@@ -54,8 +54,9 @@ fn kill(n: u32, touch_at_once: bool) -> Result<()> {
     ensure!(returns.try_recv().is_err(), "a wait returned before the device died");
 
     step(format!("device {n}: asking the host to kill it"));
-    link::request(Action::KillDevice, n)?;
+    // Before the request: it is dead some time before the answer is here.
     let killed = Instant::now();
+    link::request(Action::KillDevice, n)?;
     if touch_at_once {
         step(format!("device {n}: touching the pages of a dead device"));
         touch(&memory)?;

@@ -21,7 +21,6 @@ const PAGES: u64 = 4;
 const ROUNDS: u32 = 1000;
 /// Grants that the driver had to start over because an event came between: the race that is wanted.
 const RACES: u64 = 20;
-const PATIENCE: Duration = Duration::from_secs(90);
 
 pub(crate) fn run(run: &Run) -> Result<Shown> {
     let device = Device::open_nth(0)?;
@@ -31,7 +30,7 @@ pub(crate) fn run(run: &Run) -> Result<Shown> {
     let turn = Turn::default();
     let rounds = thread::scope(|scope| {
         let discarder = scope.spawn(|| discard(&area, &turn, Random::part(run.seed, 1)));
-        let rounds = race(&device, &mut queue, &area, &turn);
+        let rounds = race(run.part(4, 5), &device, &mut queue, &area, &turn);
         turn.end();
         discarder.join().map_err(|_| anyhow::anyhow!("the discarding thread panicked"))??;
         rounds
@@ -48,7 +47,7 @@ pub(crate) fn run(run: &Run) -> Result<Shown> {
 }
 
 /// Rounds until enough discards have met a grant. Returns their number.
-fn race(device: &Device, queue: &mut RawQueue, area: &Area, turn: &Turn) -> Result<u32> {
+fn race(limit: Duration, device: &Device, queue: &mut RawQueue, area: &Area, turn: &Turn) -> Result<u32> {
     let start = Instant::now();
     let mut rounds = 0;
     loop {
@@ -64,7 +63,7 @@ fn race(device: &Device, queue: &mut RawQueue, area: &Area, turn: &Turn) -> Resu
             if rounds >= ROUNDS && races >= RACES {
                 return Ok(rounds);
             }
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > limit {
                 bail!("after {rounds} rounds only {races} of {RACES} discards met a grant");
             }
         }

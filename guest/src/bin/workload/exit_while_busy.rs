@@ -8,11 +8,10 @@ mod busy;
 use crate::link::metric;
 use crate::process::Process;
 use crate::random::Random;
-use crate::scenario::{Run, Shown, step};
+use crate::scenario::{Run, Shown, patience, step};
 use anyhow::{Context, Result, ensure};
 use nix::sys::resource::{Resource, setrlimit};
 use std::os::unix::process::ExitStatusExt;
-use std::time::Duration;
 use svmx::abi::pci::{MAX_CONTEXTS, MAX_QUEUES};
 use svmx::{Command, Device, QueueSize, SharedSlice};
 
@@ -21,7 +20,6 @@ pub(crate) use busy::{after_exec, child};
 const ROUNDS: usize = 100;
 /// Of each kind at least.
 const EACH: usize = 16;
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How a process gives up its memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,12 +48,18 @@ pub(crate) fn run(run: &Run) -> Result<Shown> {
     for i in (1..ROUNDS).rev() {
         kinds.swap(i, random.below(i as u64 + 1) as usize);
     }
+    let mut busy = Vec::new();
     for (round, &&(name, kind)) in kinds.iter().enumerate() {
         step(format!("round {round}: {name}"));
-        one(name, kind, &mut random).with_context(|| format!("round {round}: {name}"))?;
+        let running = one(name, kind, &mut random).with_context(|| format!("round {round}: {name}"))?;
+        busy.push((kind, running > 0));
     }
     for (name, kind) in Kind::ALL {
-        metric(name, kinds.iter().filter(|(_, other)| *other == kind).count());
+        let rounds = busy.iter().filter(|(other, _)| *other == kind).count();
+        let busy = busy.iter().filter(|round| **round == (kind, true)).count();
+        metric(name, rounds);
+        metric(&format!("{name}_while_busy"), busy);
+        ensure!(2 * busy >= rounds, "{name}: only {busy} of {rounds} processes were busy when they gave up");
     }
     step("all contexts");
     let contexts = all_contexts()?;
@@ -68,19 +72,22 @@ pub(crate) fn run(run: &Run) -> Result<Shown> {
     )))
 }
 
-fn one(name: &str, kind: Kind, random: &mut Random) -> Result<()> {
+/// One process, and how many of its commands ran right before it gave up.
+fn one(name: &str, kind: Kind, random: &mut Random) -> Result<usize> {
     let mut process = Process::start("busy", &[name.into(), random.next().to_string()])?;
-    process.expect("busy", PATIENCE)?;
+    let line = process.line(patience())?;
+    let running = line.strip_prefix("running ").and_then(|count| count.parse().ok());
+    let running = running.with_context(|| format!("the child said {line:?}"))?;
     if kind == Kind::Kill {
-        std::thread::sleep(Duration::from_micros(random.below(3000)));
+        // Without delay: in what it said it was busy a moment ago.
         process.kill()?;
-        let status = process.wait(PATIENCE)?;
+        let status = process.wait(patience())?;
         ensure!(status.signal() == Some(9), "expected death by SIGKILL, found {status}");
     } else {
-        let status = process.wait(PATIENCE)?;
+        let status = process.wait(patience())?;
         ensure!(status.success(), "expected success, found {status}");
     }
-    Ok(())
+    Ok(running)
 }
 
 /// Opens as many contexts as there are.

@@ -10,7 +10,7 @@ use crate::counter::statistics;
 use crate::link::metric;
 use crate::process::Process;
 use crate::random::Random;
-use crate::scenario::{Run, Shown, step};
+use crate::scenario::{Run, Shown, patience, step};
 use anyhow::{Context, Result, ensure};
 use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -22,8 +22,6 @@ pub(crate) use writer::child;
 
 /// What a writer takes at most before it is killed: a garbage WAIT may sleep for ever.
 const SLICE: Duration = Duration::from_secs(3);
-/// For a process to end that was killed.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What became of the writers.
 #[derive(Debug, Default)]
@@ -45,7 +43,7 @@ pub(crate) fn run(run: &Run) -> Result<Shown> {
         device_ops: 10_000,
         grants: 100,
         at_least: duration,
-        limit: duration + Duration::from_secs(60),
+        limit: run.part(4, 5),
     };
     let stop = AtomicBool::new(false);
     let (score, writers) = thread::scope(|scope| {
@@ -91,7 +89,7 @@ fn supervise(run: &Run, stop: &AtomicBool) -> Result<Writers> {
                 Err(_) if start.elapsed() < SLICE && !stop.load(Relaxed) => {}
                 Err(_) => {
                     writer.kill()?;
-                    break writer.wait(PATIENCE).with_context(|| format!("the writer of seed {seed}"))?;
+                    break writer.wait(patience()).with_context(|| format!("the writer of seed {seed}"))?;
                 }
             }
         };

@@ -3,6 +3,7 @@
 //! Processes that a scenario starts: this program again, as `workload child NAME …`, with a line-wise
 //! conversation over its standard input and output.
 
+use crate::scenario::{LIMIT_VARIABLE, limit};
 use anyhow::{Context, Result, bail, ensure};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -20,6 +21,7 @@ impl Process {
     pub(crate) fn start(name: &str, arguments: &[String]) -> Result<Self> {
         let mut command = Command::new("/proc/self/exe");
         command.args(["child", name]).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.env(LIMIT_VARIABLE, limit().as_secs().to_string());
         let mut child = command.spawn().with_context(|| format!("starting {name}"))?;
         let input = child.stdin.take();
         let output = child.stdout.take().context("no standard output")?;
@@ -39,11 +41,17 @@ impl Process {
 
     /// Waits for the line `expected`.
     pub(crate) fn expect(&mut self, expected: &str, timeout: Duration) -> Result<()> {
-        match self.lines.recv_timeout(timeout) {
-            Ok(line) => ensure!(line == expected, "the child said {line:?}, not {expected:?}"),
-            Err(error) => bail!("the child did not say {expected:?}: {error}; {:?}", self.child.try_wait()?),
-        }
+        let line = self.line(timeout).with_context(|| format!("waiting for {expected:?}"))?;
+        ensure!(line == expected, "the child said {line:?}, not {expected:?}");
         Ok(())
+    }
+
+    /// Waits for a line.
+    pub(crate) fn line(&mut self, timeout: Duration) -> Result<String> {
+        match self.lines.recv_timeout(timeout) {
+            Ok(line) => Ok(line),
+            Err(error) => bail!("the child says nothing: {error}; {:?}", self.child.try_wait()?),
+        }
     }
 
     /// Lines that are there already.

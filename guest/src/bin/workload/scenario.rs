@@ -8,7 +8,7 @@ use crate::{
 };
 use anyhow::Result;
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use svmx::report::Verdict;
 
@@ -21,7 +21,7 @@ pub(crate) struct Run {
     pub(crate) cpus: u32,
     /// Devices of the machine.
     pub(crate) devices: u32,
-    /// After this the watchdog fails it.
+    /// After this the watchdog fails it. Every other limit is a part of it.
     pub(crate) limit: Duration,
     /// How long a scenario without an end of its own should run.
     pub(crate) duration: Option<Duration>,
@@ -34,6 +34,29 @@ impl Default for Run {
         let limit = Duration::from_secs(240);
         Run { seed: 1, cpus: 2, devices: 1, limit, duration: None, module: String::new() }
     }
+}
+
+impl Run {
+    /// Part of the limit, for a part of the scenario.
+    pub(crate) fn part(&self, numerator: u32, denominator: u32) -> Duration {
+        self.limit * numerator / denominator
+    }
+}
+
+static LIMIT: OnceLock<Duration> = OnceLock::new();
+/// Tells the limit, in seconds, to processes that a scenario starts.
+pub(crate) const LIMIT_VARIABLE: &str = "SVMX_LIMIT";
+
+/// The limit of the scenario of which this process is a part.
+pub(crate) fn limit() -> Duration {
+    let told = || std::env::var(LIMIT_VARIABLE).ok()?.parse().ok().map(Duration::from_secs);
+    *LIMIT.get_or_init(|| told().unwrap_or(Run::default().limit))
+}
+
+/// How long a single thing may take, such as a command or the end of a process: enough for the slowest
+/// machine that the limit was chosen for.
+pub(crate) fn patience() -> Duration {
+    (limit() / 8).max(Duration::from_secs(5))
 }
 
 /// How a scenario ends that has not failed.
@@ -148,6 +171,8 @@ pub(crate) fn current_step() -> String {
 
 /// Fails the scenario and ends the process after `limit`.
 pub(crate) fn watch(limit: Duration) {
+    // Nobody has asked for it before.
+    let _ = LIMIT.set(limit);
     std::thread::spawn(move || {
         std::thread::sleep(limit);
         let text = format!("not over after {} s; at: {}", limit.as_secs(), current_step());

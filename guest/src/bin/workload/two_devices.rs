@@ -15,14 +15,16 @@ pub(crate) fn run(run: &Run) -> Result<Shown> {
     if run.devices < 2 {
         return Ok(Shown::Skip(format!("needs two devices, has {}", run.devices)));
     }
-    let everybody = Goals { cpu_ops: 5_000_000, device_ops: 50_000, grants: 1001, ..GOALS };
+    let everybody = Goals { cpu_ops: 5_000_000, device_ops: 50_000, grants: 1001, ..goals(run) };
     let all = contest(run, 2, everybody, "")?;
-    let alone = contest(run, 0, Goals { cpu_ops: 0, device_ops: 20_000, grants: 500, ..GOALS }, "_alone")?;
+    let alone = contest(run, 0, Goals { device_ops: 20_000, grants: 500, ..goals(run) }, "_alone")?;
     Ok(Shown::Pass(format!("{all} updates by CPUs and two devices, {alone} by the devices alone, none lost")))
 }
 
-const GOALS: Goals =
-    Goals { cpu_ops: 0, device_ops: 0, grants: 0, at_least: Duration::ZERO, limit: Duration::from_secs(90) };
+/// For each of the two contests.
+fn goals(run: &Run) -> Goals {
+    Goals { cpu_ops: 0, device_ops: 0, grants: 0, at_least: Duration::ZERO, limit: run.part(3, 5) }
+}
 
 fn contest(run: &Run, threads: u32, goals: Goals, suffix: &str) -> Result<u64> {
     let devices = [Device::open_nth(0)?, Device::open_nth(1)?];

@@ -14,7 +14,6 @@ use crate::process::{self, Process};
 use crate::random::Random;
 use crate::scenario::{Run, Shown, step};
 use anyhow::{Context, Result, ensure};
-use std::time::Duration;
 use svmx::abi::pci::VA_END;
 use svmx::abi::queue::{Opcode, WidthLog2};
 use svmx::abi::status::Status;
@@ -27,23 +26,24 @@ const ONLY: [u64; 2] = [0x3100_0000_0000, 0x3200_0000_0000];
 const PAGES: u64 = 8;
 const ROUNDS: u64 = 3000;
 const GAPS: usize = 400;
-const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(run: &Run) -> Result<Shown> {
+    // The other side may be slower than this one, but does no more.
+    let patience = run.part(2, 5);
     step("starting the other process");
     let mut other = Process::start("two-processes", &[run.seed.to_string()])?;
     let mut side = Side::new(0, run.seed)?;
-    other.expect("ready", PATIENCE)?;
+    other.expect("ready", patience)?;
     other.say("go")?;
     step("both at work");
     side.work()?;
-    other.expect("worked", PATIENCE)?;
+    other.expect("worked", patience)?;
     other.say("go on")?;
     step("addresses outside");
     side.outside()?;
-    other.expect("done", PATIENCE)?;
+    other.expect("done", patience)?;
     side.verify()?;
-    let status = other.wait(PATIENCE)?;
+    let status = other.wait(patience)?;
     ensure!(status.success(), "the other process ended with {status}");
     step("a forked child");
     let denied = forked::denied()?;

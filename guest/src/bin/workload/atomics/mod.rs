@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! `atomics`: every command against a model on the CPU, at every place; every mistake and its status; every
-//! kind of memory; bulk commands, and how they end early.
+//! kind of memory; bulk commands, and how they end early; fences; and waiting with poll.
 #![expect(unsafe_code, reason = "lets commands name raw addresses")]
 
 mod bulk;
 mod memory;
 mod model;
+mod order;
+mod polled;
 mod refused;
 mod values;
 
@@ -78,7 +80,7 @@ pub(crate) fn run(run: &Run) -> Result<Shown> {
     let queue = unsafe { RawQueue::new(queue) };
     let mut bench = Bench { queue, checks: 0 };
     type Part = fn(&mut Bench, &Run) -> Result<()>;
-    let parts: [(&str, Part); 8] = [
+    let parts: [(&str, Part); 10] = [
         ("values", values::values),
         ("places", values::places),
         ("misaligned", refused::misaligned),
@@ -87,6 +89,8 @@ pub(crate) fn run(run: &Run) -> Result<Shown> {
         ("kinds of memory", memory::kinds),
         ("bulk", bulk::complete),
         ("bulk that ends early", bulk::partial),
+        ("order", order::fences),
+        ("poll", polled::poll),
     ];
     let result = parts.into_iter().try_for_each(|(name, part)| {
         step(name);

@@ -4,7 +4,7 @@
 
 use super::{Book, COUNTERS, Counters, Goals, NARROW, WIDE};
 use crate::random::Random;
-use crate::scenario::step;
+use crate::scenario::{patience, step};
 use anyhow::{Context, Result, ensure};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -13,8 +13,6 @@ use svmx::{Command, Device, IndexArray, Queue, QueueSize};
 
 /// Commands in flight in each queue.
 const DEPTH: usize = 4;
-/// For a command to complete.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A device's queues, and the book about them.
 pub(super) struct Team {
@@ -65,7 +63,7 @@ impl Team {
         for (queue, sent) in &mut self.queues {
             let Some(play) = sent.pop_front() else { continue };
             let play = &self.plays[play];
-            let completion = queue.complete(Some(PATIENCE)).with_context(|| {
+            let completion = queue.complete(Some(patience())).with_context(|| {
                 // Says on whom it waits: the driver answers faults, the device does all else.
                 let stats = self.device.stats().map(|s| (s.faults, s.replays, s.cancels));
                 format!(

@@ -50,12 +50,12 @@ pub(crate) fn child(arguments: &[String]) -> Result<()> {
         entries.iter().try_for_each(|entry| queue.submit(entry))?;
         sent.push(entries);
     }
-    process::tell("busy")?;
     let delay = Duration::from_micros(random.below(3000));
     match kind {
         Kind::Fork => return forks(&area, queues, delay),
         Kind::Unmap => {
             thread::sleep(delay);
+            tell_running(&queues)?;
             return unmaps(&mut area, queues, &sent, random.below(PAGES));
         }
         _ => {}
@@ -64,6 +64,7 @@ pub(crate) fn child(arguments: &[String]) -> Result<()> {
     thread::scope(|scope| {
         scope.spawn(|| hammer(&area, &stop));
         thread::sleep(delay);
+        tell_running(&queues)?;
         match kind {
             Kind::Exec => Err(execs(&device)),
             Kind::Exit => std::process::exit(0),
@@ -75,6 +76,12 @@ pub(crate) fn child(arguments: &[String]) -> Result<()> {
         }
         .inspect_err(|_: &anyhow::Error| stop.store(true, Relaxed))
     })
+}
+
+/// Tells how many commands the device has not completed, right before the process gives up.
+fn tell_running(queues: &[RawQueue]) -> Result<()> {
+    let running: usize = queues.iter().map(RawQueue::running).sum();
+    process::tell(&format!("running {running}"))
 }
 
 /// Adds 1 to the word 0 of every page, so that a command touches them all.
@@ -135,6 +142,7 @@ fn forks(area: &Area, queues: Vec<RawQueue>, delay: Duration) -> Result<()> {
 }
 
 fn fork_and_drain(area: &Area, mut queues: Vec<RawQueue>) -> Result<u64> {
+    tell_running(&queues)?;
     let child = match fork_at_last()? {
         ForkResult::Child => {
             for page in 0..PAGES {

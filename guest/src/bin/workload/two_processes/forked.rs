@@ -7,8 +7,10 @@ use crate::maps;
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mprotect, munmap};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use svmx::abi::uapi;
 use svmx::{Device, QueueSize};
@@ -78,11 +80,32 @@ fn offsets() -> Result<Vec<(u64, u64, bool)>> {
     let result =
         unsafe { libc::ioctl(device.as_fd().as_raw_fd(), uapi::IOC_QUEUE_CREATE.into(), &raw mut create) };
     Errno::result(result).context("IOC_QUEUE_CREATE")?;
+    read_only(&device, create.cq_offset, create.cq_bytes)?;
     Ok(vec![
         (create.sq_offset, create.sq_bytes, true),
         (create.cq_offset, create.cq_bytes, false),
         (create.doorbell_offset, 4096, true),
     ])
+}
+
+/// A completion queue can't be mapped writable, nor become so (spec 9.3).
+fn read_only(device: &Device, offset: u64, len: u64) -> Result<()> {
+    let len = NonZeroUsize::new(len as usize).context("a completion queue of no bytes")?;
+    // SAFETY: new mappings at addresses of the kernel's choice overlap nothing.
+    let map = |prot| unsafe { mmap(None, len, prot, MapFlags::MAP_SHARED, device, offset as i64) };
+    let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    for prot in [both, ProtFlags::PROT_WRITE] {
+        let found = map(prot);
+        ensure!(
+            found == Err(Errno::EACCES),
+            "expected EACCES for a writable completion queue, found {found:?}"
+        );
+    }
+    let readable = map(ProtFlags::PROT_READ)?;
+    // SAFETY: the range is the mapping that was just made and that nothing refers to.
+    let (made, unmapped) = unsafe { (mprotect(readable, len.get(), both), munmap(readable, len.get())) };
+    ensure!(made == Err(Errno::EACCES), "expected EACCES for making it writable, found {made:?}");
+    Ok(unmapped?)
 }
 
 /// In the child: the exit code of the first attempt that was not refused.
