@@ -19,6 +19,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
+use tokio::net::unix::pipe::Receiver;
 use tokio::process::Command;
 
 /// Raised when the way a root is made changes.
@@ -103,17 +104,21 @@ impl Toolchain {
 async fn bootstrap(debian: &Debian, packages: &[String], root: &Path, log: &Path, step: &Step) -> Result<()> {
     let mut mmdebstrap = mmdebstrap(debian, packages).await;
     let errors = File::options().append(true).open(log)?;
-    mmdebstrap.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let (messages, writer) = std::io::pipe()?;
+    // Dropped after `making`: it could not clean up if what it says about that killed it.
+    let _listener = messages.try_clone()?;
+    mmdebstrap.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(writer);
     let mut making = Running::start(&mut mmdebstrap)?.with_grace(CLEAN_UP);
+    // The command keeps its end of the pipe until it is given another.
+    mmdebstrap.stderr(Stdio::null());
     let archive: Stdio = making.child().stdout.take().context("mmdebstrap has no stdout")?.try_into()?;
-    let messages = making.child().stderr.take().context("mmdebstrap has no stderr")?;
     let mut tar = Command::new("tar");
     tar.args(["--extract", "--no-same-owner", "--no-same-permissions", "--exclude=./dev/*", "--directory"])
         .arg(root);
     let mut unpacking = Running::start(tar.stdin(archive).stdout(Stdio::null()).stderr(errors.try_clone()?))?;
 
     let mut errors = errors;
-    process::copy_lines(messages, &mut errors, |line| {
+    process::copy_lines(Receiver::from_owned_fd(messages.into())?, &mut errors, |line| {
         if let Some(message) = line.strip_prefix("I: ") {
             step.note(message);
         }
