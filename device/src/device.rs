@@ -19,7 +19,7 @@ use crate::complain::complain;
 use crate::config::{ConfigSpace, positions};
 use crate::control::Controller;
 use crate::engine::Engine;
-use crate::memory::{DmaMap, GuestMemory, MemoryError};
+use crate::memory::{DmaMap, GuestMemory, MemoryError, Removed};
 use crate::model::{ControlRing, Model, Options};
 use crate::regs::{self, Part, Register, RingRegisters};
 
@@ -151,10 +151,13 @@ impl Device {
         Ok(())
     }
 
-    /// Takes guest memory away. When this returns no thread uses it.
+    /// Takes guest memory away, every map that overlaps the range. When this returns no thread uses it.
     pub fn dma_unmap(&mut self, address: u64, size: u64) -> Result<(), MemoryError> {
-        let (memory, found) = self.memory.without(address, size)?;
-        if found {
+        let (memory, removed) = self.memory.without(address, size)?;
+        if removed == Removed::MoreThanAsked {
+            complain!("DMA unmap {address:#x}+{size:#x} splits a map: all of that map is gone");
+        }
+        if removed != Removed::None {
             self.memory = memory;
             if self.model.conditions().enabled && !self.rings_usable() {
                 complain!("the memory of the driver's rings was unmapped; stopped until reset");

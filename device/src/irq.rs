@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! MSI-X vectors: event file descriptors that the VMM gives, and the pending bits of vectors that
-//! have none for the moment. Table and masks are the VMM's.
+//! have none for the moment, or may not be raised while bus mastering is off (spec 1.2). Table and masks
+//! are the VMM's.
 
 use std::fs::File;
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use parking_lot::Mutex;
@@ -14,6 +16,8 @@ use svmx_abi::pci::NUM_VECTORS;
 #[derive(Debug, Default)]
 pub struct Interrupts {
     vectors: [Mutex<Vector>; NUM_VECTORS as usize],
+    /// Bus mastering. Read with a vector's lock held.
+    permitted: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -29,7 +33,7 @@ impl Interrupts {
         if let Some(vector) = self.vectors.get(usize::from(vector)) {
             let mut vector = vector.lock();
             vector.pending = true;
-            vector.deliver();
+            self.deliver(&mut vector);
         }
     }
 
@@ -40,7 +44,18 @@ impl Interrupts {
         if let Some(vector) = self.vectors.get(vector as usize) {
             let mut vector = vector.lock();
             vector.event = event;
-            vector.deliver();
+            self.deliver(&mut vector);
+        }
+    }
+
+    /// Whether interrupts may be delivered. When this returns none is delivered any more, or all that
+    /// waited are.
+    pub fn permit(&self, permitted: bool) {
+        self.permitted.store(permitted, Ordering::Relaxed);
+        for vector in &self.vectors {
+            // A lock that is taken after the store: its holder before this one has delivered, its holders
+            // after this one see the store.
+            self.deliver(&mut vector.lock());
         }
     }
 
@@ -62,14 +77,13 @@ impl Interrupts {
     pub fn pending(&self) -> u64 {
         self.vectors.iter().rev().fold(0, |bits, vector| (bits << 1) | u64::from(vector.lock().pending))
     }
-}
 
-impl Vector {
-    fn deliver(&mut self) {
-        if let (true, Some(mut event)) = (self.pending, self.event.as_ref()) {
+    fn deliver(&self, vector: &mut Vector) {
+        let permitted = self.permitted.load(Ordering::Relaxed);
+        if let (true, true, Some(mut event)) = (permitted, vector.pending, vector.event.as_ref()) {
             // An event whose counter is full is as raised as it can be.
             let _ = event.write(&1u64.to_ne_bytes());
-            self.pending = false;
+            vector.pending = false;
         }
     }
 }
@@ -80,13 +94,43 @@ mod tests {
     use nix::sys::eventfd::{EfdFlags, EventFd};
     use std::os::fd::AsFd;
 
+    fn event() -> (EventFd, File) {
+        let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+        let file = File::from(event.as_fd().try_clone_to_owned().unwrap());
+        (event, file)
+    }
+
+    #[test]
+    fn nothing_is_delivered_without_bus_mastering() {
+        const NOT_RAISED: Result<u64, nix::errno::Errno> = Err(nix::errno::Errno::EAGAIN);
+        let interrupts = Interrupts::default();
+        let (given_before, file) = event();
+        interrupts.set(1, Some(file));
+        interrupts.raise(1);
+        // An event for what is pending is no reason to deliver it either.
+        interrupts.raise(2);
+        let (given_after, file) = event();
+        interrupts.set(2, Some(file));
+        assert_eq!((given_before.read(), given_after.read()), (NOT_RAISED, NOT_RAISED));
+        assert_eq!(interrupts.pending(), 0b110);
+        interrupts.permit(true);
+        assert_eq!((given_before.read(), given_after.read()), (Ok(1), Ok(1)));
+        assert_eq!(interrupts.pending(), 0);
+        interrupts.permit(false);
+        interrupts.raise(1);
+        interrupts.reset();
+        interrupts.permit(true);
+        assert_eq!(given_before.read(), NOT_RAISED, "forgotten by a reset");
+    }
+
     #[test]
     fn what_is_raised_between_clear_and_replace_arrives() {
         let interrupts = Interrupts::default();
+        interrupts.permit(true);
         interrupts.raise(3);
         assert_eq!(interrupts.pending(), 1 << 3);
-        let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
-        interrupts.set(3, Some(File::from(event.as_fd().try_clone_to_owned().unwrap())));
+        let (event, file) = event();
+        interrupts.set(3, Some(file));
         assert_eq!(event.read(), Ok(1));
         assert_eq!(interrupts.pending(), 0);
         interrupts.raise(NUM_VECTORS);

@@ -6,6 +6,12 @@
 //! pointer can't outlive its mapping. *When* users move to a new snapshot is not decided here but by
 //! [`crate::invalidate`]. Guest memory is shared with CPUs that obey nobody: every access is an
 //! atomic one of 32 or 64 bits, and what was read once is never read again.
+//!
+//! A file's length is checked when it is mapped. If it is cut afterwards an access beyond its end raises
+//! SIGBUS, which ends this process; it does not reach other memory. Only a holder of the descriptor can do
+//! that: the VMM, which has this process to itself and could as well hang up. Its guest can't; QEMU seals
+//! its memfds against shrinking on top of that (`memory-backend-memfd`, `seal=on` by default). Seals are not
+//! demanded here, because files of a tmpfs and memfds that were made without them are good memory too.
 
 #![expect(unsafe_code, reason = "turns host addresses inside a mapping into references to atomic words")]
 
@@ -37,8 +43,8 @@ pub enum MemoryError {
         /// Bytes.
         size: u64,
     },
-    /// The range overlaps one that is mapped, or an unmap would split a map.
-    #[error("range {address:#x}+{size:#x} overlaps another map in part")]
+    /// The range overlaps one that is mapped.
+    #[error("range {address:#x}+{size:#x} overlaps another map")]
     Overlap {
         /// Guest-physical address.
         address: u64,
@@ -76,6 +82,17 @@ pub struct DmaMap {
     pub writable: bool,
 }
 
+/// What an unmap took away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Removed {
+    /// Nothing was mapped there.
+    None,
+    /// Maps inside the range.
+    Whole,
+    /// Also a map that reaches beyond the range.
+    MoreThanAsked,
+}
+
 /// A snapshot of all DMA maps.
 #[derive(Clone, Debug, Default)]
 pub struct GuestMemory {
@@ -103,25 +120,25 @@ impl GuestMemory {
         Ok(GuestMemory { regions: regions.map_err(|_| MemoryError::Overlap { address, size })? })
     }
 
-    /// This snapshot without the maps inside a range, and whether there were any.
-    pub fn without(&self, address: u64, size: u64) -> Result<(Self, bool), MemoryError> {
+    /// This snapshot without every map that overlaps a range, and which there were. A map is taken away
+    /// whole: less than what was asked for must never stay.
+    pub fn without(&self, address: u64, size: u64) -> Result<(Self, Removed), MemoryError> {
         check_range(address, size)?;
         let last = address + (size - 1);
         let mut regions = self.regions.clone();
-        let mut found = false;
+        let mut removed = Removed::None;
         for region in self.regions.iter() {
             let (start, end) = (region.start_addr().0, region.last_addr().0);
             if end < address || start > last {
                 continue;
             }
-            if start < address || end > last {
-                return Err(MemoryError::Overlap { address, size });
-            }
+            let part = start < address || end > last;
+            removed = removed.max(if part { Removed::MoreThanAsked } else { Removed::Whole });
             if let Ok((rest, _)) = regions.remove_region(region.start_addr(), region.len()) {
-                (regions, found) = (rest, true);
+                regions = rest;
             }
         }
-        Ok((GuestMemory { regions }, found))
+        Ok((GuestMemory { regions }, removed))
     }
 
     /// The 32-bit word at a guest-physical address, or `None` if it is misaligned, outside every map,
@@ -306,11 +323,19 @@ mod tests {
     }
 
     #[test]
-    fn unmap_takes_whole_maps_only() {
+    fn unmap_takes_every_map_that_it_meets() {
         let memory = GuestMemory::default().with_map(map(0x1000, 0x2000, true)).unwrap();
-        assert!(memory.without(0x1000, 0x1000).is_err());
-        let (rest, found) = memory.without(0, 0x10000).unwrap();
-        assert!(found && rest.word32(0x1000, false).is_none());
-        assert!(!rest.without(0x1000, 0x2000).unwrap().1);
+        let memory = memory.with_map(map(0x8000, 0x1000, true)).unwrap();
+        let (rest, removed) = memory.without(0, 0x10000).unwrap();
+        assert_eq!(removed, Removed::Whole);
+        assert!(rest.word32(0x1000, false).is_none() && rest.word32(0x8000, false).is_none());
+        assert_eq!(rest.without(0x1000, 0x2000).unwrap().1, Removed::None);
+        for (address, size) in [(0x1000, 0x1000), (0x2000, 0x1000), (0x2000, 0x4000), (0, 0x2000)] {
+            let (rest, removed) = memory.without(address, size).unwrap();
+            assert_eq!(removed, Removed::MoreThanAsked);
+            assert!(rest.word32(0x1000, false).is_none() && rest.word32(0x2000, false).is_none());
+            assert!(rest.word32(0x8000, false).is_some());
+        }
+        assert!(memory.without(0x1001, 0x1000).is_err());
     }
 }

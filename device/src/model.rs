@@ -185,6 +185,7 @@ impl Model {
         let running = {
             let mut conditions = self.conditions.lock();
             change(&mut conditions);
+            self.interrupts.permit(conditions.bus_master);
             let running = conditions.may_run();
             self.running.store(running, Ordering::Relaxed);
             running

@@ -2,6 +2,11 @@
 
 //! The transport: a vfio-user server on a UNIX socket. The only file that knows vfio-user; it turns
 //! messages into calls of [`Device`] and nothing more.
+//!
+//! What the crate's server can't do: it answers a call that failed with errno 0, which a VMM takes for
+//! success, and it goes on; it can't be told to end either. So a DMA map or unmap that is refused, after
+//! which VMM and device would differ about what is mapped, unwinds through the server and ends the
+//! connection. It serves one connection, and it panics on some malformed messages.
 
 #![expect(unsafe_code, reason = "sets the process's umask for the socket's mode")]
 
@@ -9,7 +14,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 
 use nix::libc;
@@ -22,7 +27,7 @@ use vfio_user::{DmaMapFlags, DmaUnmapFlags, IrqInfo, Server, ServerBackend, Serv
 use crate::complain::complain;
 use crate::config::CONFIG_SIZE;
 use crate::device::{Device, Region};
-use crate::memory::DmaMap;
+use crate::memory::{DmaMap, MemoryError};
 
 /// Why the transport can't begin, or ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +45,17 @@ pub enum TransportError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// The connection broke, and not because the VMM went.
+    #[error("the connection broke: {0}")]
+    Broken(#[source] vfio_user::Error),
+    /// The VMM's idea of the device's memory can't be followed.
+    #[error("DMA {what} refused: {error}")]
+    Refused {
+        /// Map or unmap.
+        what: &'static str,
+        /// Why.
+        error: MemoryError,
     },
     /// The other side sent what the server could not survive.
     #[error("a malformed message ended the connection")]
@@ -93,8 +109,12 @@ impl Socket {
         // The server panics on some malformed messages; there is nothing of its own to be left broken.
         match catch_unwind(AssertUnwindSafe(|| server.run(&mut backend))) {
             Ok(Ok(())) => tracing::info!("the VMM closed the connection"),
-            Ok(Err(error)) => tracing::info!("the connection ended: {error}"),
-            Err(_) => return Err(TransportError::Malformed),
+            Ok(Err(error)) if is_hang_up(&error) => tracing::info!("the VMM is gone: {error}"),
+            Ok(Err(error)) => return Err(TransportError::Broken(error)),
+            Err(panic) => {
+                let refused = panic.downcast::<TransportError>();
+                return Err(refused.map_or(TransportError::Malformed, |refused| *refused));
+            }
         }
         Ok(())
     }
@@ -104,6 +124,24 @@ impl Drop for Socket {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
     }
+}
+
+/// Whether the VMM has gone, perhaps in the middle of a message.
+fn is_hang_up(error: &vfio_user::Error) -> bool {
+    use vfio_user::Error::{ReceiveWithFd, SendWithFd, StreamRead, StreamWrite};
+    let kind = match error {
+        StreamRead(error) | StreamWrite(error) => error.kind(),
+        ReceiveWithFd(error) | SendWithFd(error) => io::Error::from_raw_os_error(error.errno()).kind(),
+        _ => return false,
+    };
+    matches!(kind, io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+}
+
+/// Ends the connection, as nothing else would (see the top).
+fn refuse(what: &'static str, error: MemoryError) -> ! {
+    complain!("DMA {what} refused: {error}");
+    // Without the hook: this is no mistake of ours.
+    resume_unwind(Box::new(TransportError::Refused { what, error }))
 }
 
 /// All five kinds; only MSI-X is there. Vectors are set one by one, so NORESIZE is not.
@@ -181,10 +219,9 @@ impl ServerBackend for Backend<'_> {
         // A range without a file is a BAR: not memory that this device can use.
         let Some(file) = file.filter(|_| flags.contains(DmaMapFlags::READ)) else { return Ok(()) };
         let writable = flags.contains(DmaMapFlags::WRITE);
-        self.device.dma_map(DmaMap { address, size, file, offset, writable }).map_err(|error| {
-            complain!("DMA map refused: {error}");
-            io::Error::new(io::ErrorKind::InvalidInput, error)
-        })
+        let map = DmaMap { address, size, file, offset, writable };
+        self.device.dma_map(map).unwrap_or_else(|error| refuse("map", error));
+        Ok(())
     }
 
     fn dma_unmap(&mut self, flags: DmaUnmapFlags, address: u64, size: u64) -> io::Result<()> {
@@ -192,10 +229,8 @@ impl ServerBackend for Backend<'_> {
         // All but the last page of the address space, which nothing can be mapped at.
         let all = flags.contains(DmaUnmapFlags::UNMAP_ALL);
         let (address, size) = if all { (0, !0xfff) } else { (address, size) };
-        self.device.dma_unmap(address, size).map_err(|error| {
-            complain!("DMA unmap refused: {error}");
-            io::Error::new(io::ErrorKind::InvalidInput, error)
-        })
+        self.device.dma_unmap(address, size).unwrap_or_else(|error| refuse("unmap", error));
+        Ok(())
     }
 
     fn reset(&mut self) -> io::Result<()> {

@@ -285,6 +285,20 @@ fn it_ends_when_the_client_goes() {
 }
 
 #[test]
+fn memory_that_is_refused_ends_it_visibly() {
+    let mut process = Process::start(&[]);
+    let mut vmm = Vmm::new(&process);
+    let file = File::from(memfd_create("more", MFdFlags::MFD_CLOEXEC).unwrap());
+    file.set_len(RAM).unwrap();
+    // It overlaps what is mapped. The answer is the end of the connection, whatever the client makes of it.
+    let _ = vmm.client.dma_map(0, RAM / 2, RAM, file.as_raw_fd());
+    let output = process.end();
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(log.contains("DMA map refused") && !log.contains("panicked"), "{log}");
+}
+
+#[test]
 fn bad_arguments_get_one_line_and_exit_code_2() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("s");

@@ -177,11 +177,12 @@ impl Mock {
         self.enqueue(&mut self.state.lock(), entry);
     }
 
-    /// Memory that was handed out may be handed out again, but for the driver's own.
+    /// Memory that was handed out may be handed out again, but for the driver's own. More is cleared than
+    /// was handed out: a hostile driver's completion words may be where the next pages come from.
     pub(crate) fn rewind(&self) {
         let mut state = self.state.lock();
         let first = self.notify / PAGE_SIZE + 1;
-        for page in first..state.next_page {
+        for page in first..state.next_page + 0x100 {
             for at in (0..PAGE_SIZE).step_by(8) {
                 self.ram64(page * PAGE_SIZE + at).store(0, Ordering::Relaxed);
             }
