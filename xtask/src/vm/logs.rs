@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_device_complains_of_drivers_not_of_users() {
-        let log = "2026-01-02T03:04:05.6Z  INFO svmx_device: listening on /tmp/WARN/device-0.sock\n\
+        let log = "2026-01-02T03:04:05.6Z  INFO svmx_device: listening on /x/WARN/device-0.sock\n\
                    2026-01-02T03:04:05.6Z  WARN svmx_device::engine: queue 511: bad doorbell; ignored from now on\n\
                    2026-01-02T03:04:05.6Z  WARN svmx_device::engine: 3 more lines like these were dropped\n";
         assert!(device_complaints(log).is_empty());
