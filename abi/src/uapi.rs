@@ -29,6 +29,9 @@ pub const IOC_WAIT: u32 = iowr::<Wait>(0x04);
 /// ioctl: [`Stats`].
 pub const IOC_STATS: u32 = iowr::<Stats>(0x05);
 
+/// Every ioctl.
+pub const IOCTLS: [u32; 6] = [IOC_INFO, IOC_QUEUE_CREATE, IOC_QUEUE_DESTROY, IOC_KICK, IOC_WAIT, IOC_STATS];
+
 /// What the device and driver can do.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

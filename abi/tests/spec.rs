@@ -3,7 +3,7 @@
 //! The tables of docs/spec.md say what the constants say: every row is a constant of that value, and
 //! every constant has its row.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem::offset_of;
 
 use svmx_abi::control::{self, ControlEntry, ControlOpcode};
@@ -219,6 +219,8 @@ fn ioctls() {
         IOC_INFO, IOC_QUEUE_CREATE, IOC_QUEUE_DESTROY, IOC_KICK, IOC_WAIT, IOC_STATS,
     );
     assert_eq!(numbers.len(), expected.len());
+    let listed: BTreeSet<u64> = uapi::IOCTLS.map(u64::from).into();
+    assert_eq!(listed, expected.values().copied().collect());
     for (name, encoded) in expected {
         let iowr = (3 << 30) | (bytes[&name] << 16) | (u64::from(uapi::IOC_TYPE) << 8) | numbers[&name];
         assert_eq!(encoded, iowr, "{name}");

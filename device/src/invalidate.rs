@@ -21,7 +21,8 @@
 //!   publisher waits for this user, or the user sees the record before its first element.
 //! - The log holds the last [`LOG_LEN`] records; a user further behind drops all it has cached.
 //!
-//! A user never waits for another between two checks, so a publisher's wait is bounded by an element.
+//! A user never waits for another between two checks, so a publisher's wait is bounded by an element and by
+//! the records that each user has yet to apply, at most [`LOG_LEN`], under the mutex.
 //! Publishers may themselves be users: they don't wait for themselves, and must not be waited for by
 //! engines.
 

@@ -26,14 +26,6 @@ pub(crate) const REPORT: u64 = 100;
 const LASTS: Duration = Duration::from_secs(2);
 const ARENA: usize = 16 * 4096;
 const MOST_MAPPINGS: usize = 24;
-const IOCTLS: [u32; 6] = [
-    uapi::IOC_INFO,
-    uapi::IOC_QUEUE_CREATE,
-    uapi::IOC_QUEUE_DESTROY,
-    uapi::IOC_KICK,
-    uapi::IOC_WAIT,
-    uapi::IOC_STATS,
-];
 
 /// `workload child garbage SEED DEVICES`.
 pub(crate) fn child(arguments: &[String]) -> Result<()> {
@@ -161,7 +153,7 @@ impl Writer {
     }
 
     fn ioctl(&mut self) {
-        let known = *self.random.pick(&IOCTLS);
+        let known = *self.random.pick(&uapi::IOCTLS);
         let number = match self.random.below(5) {
             0 => self.random.next() as u32,
             // Another size, or another direction.

@@ -15,14 +15,6 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use svmx::abi::uapi;
 use svmx::{Device, QueueSize};
 
-const IOCTLS: [u32; 6] = [
-    uapi::IOC_INFO,
-    uapi::IOC_QUEUE_CREATE,
-    uapi::IOC_QUEUE_DESTROY,
-    uapi::IOC_KICK,
-    uapi::IOC_WAIT,
-    uapi::IOC_STATS,
-];
 /// First exit code of each kind of failure in the child.
 const IOCTL_CODE: i32 = 10;
 const MAPPING_CODE: i32 = 50;
@@ -58,7 +50,7 @@ pub(super) fn denied() -> Result<usize> {
             WaitStatus::Exited(_, code @ IOCTL_CODE..) => {
                 bail!(
                     "expected EPERM in a forked child for ioctl {:#x}",
-                    IOCTLS[(code - IOCTL_CODE) as usize]
+                    uapi::IOCTLS[(code - IOCTL_CODE) as usize]
                 )
             }
             other => bail!("the forked child ended with {other:?}"),
@@ -67,7 +59,7 @@ pub(super) fn denied() -> Result<usize> {
     // The parent's context is what it was.
     device.info()?;
     queue.destroy()?;
-    Ok(IOCTLS.len() + mappings.len() + offsets.len())
+    Ok(uapi::IOCTLS.len() + mappings.len() + offsets.len())
 }
 
 /// Offset and length of a queue's mappings, and whether it may be written. Those of a queue of its own,
@@ -111,7 +103,7 @@ fn read_only(device: &Device, offset: u64, len: u64) -> Result<()> {
 /// In the child: the exit code of the first attempt that was not refused.
 fn attempt(fd: RawFd, mappings: &[u64], offsets: &[(u64, u64, bool)]) -> i32 {
     let mut buffer = [0u64; 512];
-    for (i, &number) in IOCTLS.iter().enumerate() {
+    for (i, &number) in uapi::IOCTLS.iter().enumerate() {
         // The right size, so that EPERM is not EINVAL.
         buffer[0] = u64::from((number >> 16) & 0x3fff);
         // SAFETY: the buffer is larger than every structure.
