@@ -369,7 +369,7 @@ mod tests {
 
     #[test]
     fn a_tail_stored_before_need_kick_is_not_missed() {
-        let options = Options { engines: 1, poll: Duration::ZERO, rmw_delay: Duration::ZERO };
+        let options = Options { engines: 1, poll: Duration::ZERO, ..Default::default() };
         let model = Arc::new(Model::new(options).unwrap());
         let file = std::fs::File::from(memfd_create("test", MFdFlags::MFD_CLOEXEC).unwrap());
         file.set_len(PAGE_SIZE).unwrap();

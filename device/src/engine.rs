@@ -359,7 +359,7 @@ mod tests {
     use svmx_abi::pci::PAGE_SIZE;
 
     fn a_queue(poll: Duration) -> (Arc<Model>, State) {
-        let model = Model::new(Options { engines: 1, poll, rmw_delay: Duration::ZERO }).unwrap();
+        let model = Model::new(Options { engines: 1, poll, ..Default::default() }).unwrap();
         let (sq_log2, cq_log2, vector) = (4, 4, 2);
         let rings = Rings { queue: 1, asid: 1, root: 0, sq_base: 0, sq_log2, cq_base: 0, cq_log2, vector };
         (Arc::new(model), State::new(rings))

@@ -34,6 +34,12 @@ pub struct Options {
     pub rmw_delay: Duration,
 }
 
+impl Default for Options {
+    fn default() -> Self {
+        Options { engines: 2, poll: Duration::from_micros(20), rmw_delay: Duration::ZERO }
+    }
+}
+
 /// Everything that the threads share.
 #[derive(Debug)]
 pub struct Model {

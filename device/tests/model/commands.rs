@@ -10,7 +10,7 @@ use svmx_abi::pte::{Access, Pte, span};
 use svmx_abi::queue::{Opcode, Sqe, SqeFlags, WidthLog2};
 use svmx_abi::status::Status;
 
-use crate::mock_driver::{Mock, UserQueue, add, add_indexed, add_strided};
+use mock_driver::{Mock, UserQueue, add, add_indexed, add_strided};
 
 const VA: u64 = 0x7000_0000;
 

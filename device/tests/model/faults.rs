@@ -13,7 +13,7 @@ use svmx_abi::queue::{Opcode, Sqe};
 use svmx_abi::regs::Counter;
 use svmx_abi::status::Status;
 
-use crate::mock_driver::{Mock, OPTIONS, UserQueue, add, add_indexed, wait_until};
+use mock_driver::{Mock, UserQueue, add, add_indexed, options, wait_until};
 
 const VA: u64 = 0x7000_0000;
 
@@ -180,7 +180,7 @@ fn progress_when_every_grant_is_taken_back_at_once() {
     let frame = mock.pages(1);
     let pte = Pte::leaf(frame, Access::EXCLUSIVE);
     let mut queue = UserQueue::new(&mock, space);
-    queue.submit(crate::mock_driver::add_strided(VA, 300, 8));
+    queue.submit(mock_driver::add_strided(VA, 300, 8));
     for element in 0..300 {
         let fault = mock.next_fault();
         assert_eq!(fault.va, VA + 8 * element, "one element for each grant");
@@ -193,7 +193,7 @@ fn progress_when_every_grant_is_taken_back_at_once() {
 
 #[test]
 fn a_full_fault_queue_loses_nothing() {
-    let mock = Mock::with(OPTIONS, 1);
+    let mock = Mock::with(options(), 1);
     let space = mock.space();
     let frame = mock.pages(1);
     mock.map(space, VA + PAGE_SIZE, Pte::leaf(frame, Access::EXCLUSIVE));

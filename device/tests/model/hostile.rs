@@ -14,7 +14,7 @@ use svmx_abi::regs::{self, Control};
 use svmx_abi::status::Status;
 use svmx_device::device::Region;
 
-use crate::mock_driver::{Mock, UserQueue, add};
+use mock_driver::{Mock, UserQueue, add};
 
 const VA: u64 = 0x7000_0000;
 

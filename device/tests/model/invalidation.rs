@@ -12,7 +12,7 @@ use svmx_abi::status::Status;
 use svmx_device::device::Region;
 use svmx_device::memory::DmaMap;
 
-use crate::mock_driver::{Mock, OPTIONS, RAM, Stop, UserQueue, add_strided, memfd, wait_until};
+use mock_driver::{Mock, RAM, Stop, UserQueue, add_strided, memfd, options, wait_until};
 
 const VA: u64 = 0x7000_0000;
 /// Where a second, smaller memory is.
@@ -120,11 +120,8 @@ fn a_read_only_map_is_only_read() {
     let mut queue = UserQueue::new(&mock, space);
     let read = svmx_abi::queue::Opcode::READ;
     for (sqe, status) in [
-        (
-            svmx_abi::queue::Sqe { opcode: read, operand: 0, ..crate::mock_driver::add(VA, 0) },
-            Status::SUCCESS,
-        ),
-        (crate::mock_driver::add(VA, 1), Status::BAD_MEMORY),
+        (svmx_abi::queue::Sqe { opcode: read, operand: 0, ..mock_driver::add(VA, 0) }, Status::SUCCESS),
+        (mock_driver::add(VA, 1), Status::BAD_MEMORY),
     ] {
         assert_eq!(queue.run(sqe).head.status(), status);
     }
@@ -132,7 +129,7 @@ fn a_read_only_map_is_only_read() {
 
 #[test]
 fn bus_mastering_off_stops_elements_and_on_goes_on() {
-    let mock = Mock::with(OPTIONS, 6);
+    let mock = Mock::with(options(), 6);
     let space = mock.space();
     let frame = mock.pages(1);
     mock.map(space, VA, Pte::leaf(frame, Access::EXCLUSIVE));

@@ -16,7 +16,7 @@ use svmx_abi::status::Status;
 use svmx_device::device::Region;
 use svmx_device::model::Options;
 
-use crate::mock_driver::{Mock, OPTIONS, UserQueue, add, add_strided, wait_until};
+use mock_driver::{Mock, UserQueue, add, add_strided, options, wait_until};
 
 const VA: u64 = 0x7000_0000;
 
@@ -127,7 +127,7 @@ fn a_full_completion_queue_waits() {
             queue.submit(Sqe { tag: 4 * lap + i, ..Default::default() });
         }
         if lap % 8 == 0 {
-            std::thread::sleep(2 * OPTIONS.poll);
+            std::thread::sleep(2 * options().poll);
         }
         assert_eq!(mock.counter(Counter::Commands), u64::from(4 * lap + 2));
         for i in 0..4 {
@@ -228,7 +228,7 @@ fn every_reset_while_busy_leaves_memory_alone() {
 
 #[test]
 fn whoever_sleeps_wakes_every_time() {
-    let mock = Mock::with(Options { poll: Duration::ZERO, ..OPTIONS }, 6);
+    let mock = Mock::with(Options { poll: Duration::ZERO, ..options() }, 6);
     let space = mock.space();
     let mut queues = [UserQueue::new(&mock, space), UserQueue::new(&mock, space)];
     for round in 0..5000u32 {
@@ -294,7 +294,7 @@ fn an_idle_device_uses_no_cpu() {
 
 #[test]
 fn a_busy_queue_starves_no_other() {
-    let mock = Mock::with(Options { engines: 1, ..OPTIONS }, 6);
+    let mock = Mock::with(Options { engines: 1, ..options() }, 6);
     let space = mock.space();
     let frame = mock.pages(1);
     mock.map(space, VA, Pte::leaf(frame, Access::EXCLUSIVE));

@@ -7,5 +7,4 @@ mod faults;
 mod hostile;
 mod invalidation;
 mod lifecycle;
-mod mock_driver;
 mod sharing;

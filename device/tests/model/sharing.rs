@@ -11,7 +11,7 @@ use svmx_abi::queue::{Opcode, Sqe, WidthLog2};
 use svmx_abi::status::Status;
 use svmx_device::model::Options;
 
-use crate::mock_driver::{Mock, OPTIONS, Stop, UserQueue, add_strided, wait_until};
+use mock_driver::{Mock, Stop, UserQueue, add_strided, options, wait_until};
 
 const VA: u64 = 0x7000_0000;
 const COUNT: u32 = 300_000;
@@ -71,13 +71,13 @@ fn a_coherent_page_shared_with_the_host_loses_nothing() {
 /// The negative control: without exclusive access updates are lost.
 #[test]
 fn an_atomic_page_shared_with_the_host_loses_updates() {
-    let mock = Mock::with(Options { rmw_delay: Duration::from_micros(2), ..OPTIONS }, 6);
+    let mock = Mock::with(Options { rmw_delay: Duration::from_micros(2), ..options() }, 6);
     assert!(lost(&mock, Access::EXCLUSIVE, COUNT) > 0);
 }
 
 #[test]
 fn a_write_is_not_lost_between_another_queue_s_read_and_write() {
-    let mock = Mock::with(Options { rmw_delay: Duration::from_micros(4), ..OPTIONS }, 6);
+    let mock = Mock::with(Options { rmw_delay: Duration::from_micros(4), ..options() }, 6);
     let space = mock.space();
     let frame = mock.pages(1);
     mock.map(space, VA, Pte::leaf(frame, Access::EXCLUSIVE));

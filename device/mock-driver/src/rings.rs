@@ -14,22 +14,28 @@ use svmx_abi::status::Status;
 use super::{Mock, Space, wait_until};
 
 /// A queue as its process has it.
-pub(crate) struct UserQueue<'m> {
-    pub(crate) mock: &'m Mock,
-    pub(crate) id: u32,
+pub struct UserQueue<'m> {
+    /// Its driver.
+    pub mock: &'m Mock,
+    /// Its number.
+    pub id: u32,
     log2: u8,
     sq: u64,
     cq: u64,
-    pub(crate) tail: u32,
-    pub(crate) head: u32,
+    /// Free-running tail of the submission queue.
+    pub tail: u32,
+    /// Free-running head of the completion queue.
+    pub head: u32,
 }
 
 impl<'m> UserQueue<'m> {
-    pub(crate) fn new(mock: &'m Mock, space: Space) -> Self {
+    /// A queue whose rings have 64 entries.
+    pub fn new(mock: &'m Mock, space: Space) -> Self {
         Self::sized(mock, space, 6)
     }
 
-    pub(crate) fn sized(mock: &'m Mock, space: Space, log2: u8) -> Self {
+    /// A queue whose rings have 2^`log2` entries.
+    pub fn sized(mock: &'m Mock, space: Space, log2: u8) -> Self {
         let id = mock.next_queue();
         let (sq, cq) = (mock.pages(64), mock.pages(32));
         let queue = UserQueue { mock, id, log2, sq, cq, tail: 0, head: 0 };
@@ -37,7 +43,8 @@ impl<'m> UserQueue<'m> {
         queue
     }
 
-    pub(crate) fn description(&self, space: Space) -> CreateQueue {
+    /// How the driver describes it to the device.
+    pub fn description(&self, space: Space) -> CreateQueue {
         CreateQueue {
             queue: self.id,
             asid: space.asid,
@@ -50,13 +57,14 @@ impl<'m> UserQueue<'m> {
         }
     }
 
-    pub(crate) fn destroy(&self) {
+    /// Destroys it.
+    pub fn destroy(&self) {
         let destroy = DestroyQueue { queue: self.id, ..Default::default() };
         assert_eq!(self.mock.control(destroy), Status::SUCCESS);
     }
 
     /// Writes an entry and rings the doorbell.
-    pub(crate) fn submit(&mut self, sqe: Sqe) {
+    pub fn submit(&mut self, sqe: Sqe) {
         let words: [u64; 8] = zerocopy::transmute!(sqe);
         let slot = self.sq + 64 * u64::from(ring::slot(self.tail, self.log2));
         for (word, at) in words.iter().zip((0..).step_by(8)) {
@@ -67,7 +75,7 @@ impl<'m> UserQueue<'m> {
     }
 
     /// The next completion, if it is there, left in the ring.
-    pub(crate) fn peek(&self) -> Option<Cqe> {
+    pub fn peek(&self) -> Option<Cqe> {
         let slot = self.cq + 32 * u64::from(ring::slot(self.head, self.log2));
         let _order = self.mock.ram64(slot).load(Ordering::Acquire);
         let cqe: Cqe = zerocopy::transmute!(self.mock.ram.copy::<4>(slot).unwrap());
@@ -75,7 +83,7 @@ impl<'m> UserQueue<'m> {
     }
 
     /// Takes the next completion, if it is there.
-    pub(crate) fn take(&mut self) -> Option<Cqe> {
+    pub fn take(&mut self) -> Option<Cqe> {
         let cqe = self.peek()?;
         self.head = self.head.wrapping_add(1);
         self.mock.ring(self.id, queue::CQ_HEAD, self.head);
@@ -83,7 +91,7 @@ impl<'m> UserQueue<'m> {
     }
 
     /// Waits for the next completion.
-    pub(crate) fn wait(&mut self) -> Cqe {
+    pub fn wait(&mut self) -> Cqe {
         let mut cqe = None;
         wait_until("a completion", || {
             cqe = self.take();
@@ -93,23 +101,23 @@ impl<'m> UserQueue<'m> {
     }
 
     /// Submits and waits.
-    pub(crate) fn run(&mut self, sqe: Sqe) -> Cqe {
+    pub fn run(&mut self, sqe: Sqe) -> Cqe {
         self.submit(sqe);
         self.wait()
     }
 }
 
 /// One 64-bit atomic.
-pub(crate) fn add(addr: u64, operand: u64) -> Sqe {
+pub fn add(addr: u64, operand: u64) -> Sqe {
     Sqe { opcode: Opcode::FETCH_ADD, width: WidthLog2::W64, addr, operand, ..Default::default() }
 }
 
 /// The same on `count` elements by stride.
-pub(crate) fn add_strided(addr: u64, count: u32, stride: i32) -> Sqe {
+pub fn add_strided(addr: u64, count: u32, stride: i32) -> Sqe {
     Sqe { flags: SqeFlags::BULK, count, stride, ..add(addr, 1) }
 }
 
 /// The same on elements named by an array of 32-bit indices.
-pub(crate) fn add_indexed(addr: u64, count: u32, index_addr: u64) -> Sqe {
+pub fn add_indexed(addr: u64, count: u32, index_addr: u64) -> Sqe {
     Sqe { flags: SqeFlags::BULK.with(SqeFlags::INDEXED), count, index_addr, ..add(addr, 1) }
 }

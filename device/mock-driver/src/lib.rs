@@ -23,22 +23,26 @@ use svmx_device::device::{Device, Region};
 use svmx_device::memory::{DmaMap, GuestMemory};
 use svmx_device::model::Options;
 
-pub(crate) use rings::{UserQueue, add, add_indexed, add_strided};
+pub use rings::{UserQueue, add, add_indexed, add_strided};
 
 /// Guest memory, at guest-physical 0.
-pub(crate) const RAM: u64 = 32 << 20;
+pub const RAM: u64 = 32 << 20;
 /// When something is taken to hang.
-pub(crate) const HANG: Duration = Duration::from_secs(60);
+pub const HANG: Duration = Duration::from_secs(60);
 
-pub(crate) const OPTIONS: Options =
-    Options { engines: 2, poll: Duration::from_micros(20), rmw_delay: Duration::ZERO };
+/// Two engines that don't poll for long.
+pub fn options() -> Options {
+    Options { engines: 2, poll: Duration::from_micros(20), ..Default::default() }
+}
 
 const CTL_LOG2: u8 = 6;
 
 /// A device, enabled, and its driver.
-pub(crate) struct Mock {
-    pub(crate) device: Mutex<Device>,
-    pub(crate) ram: GuestMemory,
+pub struct Mock {
+    /// The device, as its host has it.
+    pub device: Mutex<Device>,
+    /// A view of guest memory of the driver's own.
+    pub ram: GuestMemory,
     ram_file: File,
     doorbells: GuestMemory,
     state: Mutex<State>,
@@ -60,17 +64,27 @@ struct State {
 
 /// An address space with its root table.
 #[derive(Clone, Copy)]
-pub(crate) struct Space {
-    pub(crate) asid: u32,
-    pub(crate) root: u64,
+pub struct Space {
+    /// Its number.
+    pub asid: u32,
+    /// Guest-physical address of its root table.
+    pub root: u64,
+}
+
+impl Default for Mock {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Mock {
-    pub(crate) fn new() -> Self {
-        Self::with(OPTIONS, 6)
+    /// With the usual options.
+    pub fn new() -> Self {
+        Self::with(options(), 6)
     }
 
-    pub(crate) fn with(options: Options, fault_log2: u8) -> Self {
+    /// With these options, and a fault queue of 2^`fault_log2` entries.
+    pub fn with(options: Options, fault_log2: u8) -> Self {
         let device = Device::new(options).unwrap();
         let ram_file = memfd(RAM);
         let ram = mapped(ram_file.try_clone().unwrap(), RAM);
@@ -88,14 +102,15 @@ impl Mock {
         mock
     }
 
-    pub(crate) fn map_ram(&self) {
+    /// Gives the device all of guest memory.
+    pub fn map_ram(&self) {
         let file = self.ram_file.try_clone().unwrap();
         let map = DmaMap { address: 0, size: RAM, file, offset: 0, writable: true };
         self.device.lock().dma_map(map).unwrap();
     }
 
     /// Bus master, rings, ENABLE: what follows a reset.
-    pub(crate) fn start(&self) {
+    pub fn start(&self) {
         let mut state = self.state.lock();
         (state.ctl_tail, state.fault_head, state.asids, state.queues) = (0, 0, 0, 0);
         drop(state);
@@ -111,26 +126,30 @@ impl Mock {
         assert_eq!(self.read(regs::STATUS, 4), 1, "READY");
     }
 
-    pub(crate) fn bus_master(&self, on: bool) {
+    /// Sets COMMAND.BME.
+    pub fn bus_master(&self, on: bool) {
         self.device.lock().write(Region::Config, 4, &[if on { 6 } else { 2 }]);
     }
 
-    pub(crate) fn write(&self, offset: u64, value: u64, size: usize) {
+    /// Writes `size` bytes of a register.
+    pub fn write(&self, offset: u64, value: u64, size: usize) {
         self.device.lock().write(Region::Registers, offset, &value.to_le_bytes()[..size]);
     }
 
-    pub(crate) fn read(&self, offset: u64, size: usize) -> u64 {
+    /// Reads `size` bytes of a register.
+    pub fn read(&self, offset: u64, size: usize) -> u64 {
         let mut bytes = [0; 8];
         self.device.lock().read(Region::Registers, offset, &mut bytes[..size]);
         u64::from_le_bytes(bytes)
     }
 
-    pub(crate) fn counter(&self, counter: regs::Counter) -> u64 {
+    /// Reads a counter.
+    pub fn counter(&self, counter: regs::Counter) -> u64 {
         self.read(counter.offset(), 8)
     }
 
     /// Zeroed pages that nobody else uses.
-    pub(crate) fn pages(&self, count: u64) -> u64 {
+    pub fn pages(&self, count: u64) -> u64 {
         let mut state = self.state.lock();
         let page = state.next_page;
         state.next_page += count;
@@ -138,20 +157,23 @@ impl Mock {
         page * PAGE_SIZE
     }
 
-    pub(crate) fn ram64(&self, address: u64) -> &AtomicU64 {
+    /// A word of guest memory.
+    pub fn ram64(&self, address: u64) -> &AtomicU64 {
         self.ram.word64(address, true).unwrap()
     }
 
-    pub(crate) fn ram32(&self, address: u64) -> &AtomicU32 {
+    /// A word of guest memory.
+    pub fn ram32(&self, address: u64) -> &AtomicU32 {
         self.ram.word32(address, true).unwrap()
     }
 
-    pub(crate) fn doorbell(&self, page: u32, offset: u64) -> &AtomicU32 {
+    /// A word of a doorbell page.
+    pub fn doorbell(&self, page: u32, offset: u64) -> &AtomicU32 {
         self.doorbells.word32(u64::from(page) * PAGE_SIZE + offset, true).unwrap()
     }
 
     /// Stores a polled word as spec 4.3 says.
-    pub(crate) fn ring(&self, page: u32, offset: u64, value: u32) {
+    pub fn ring(&self, page: u32, offset: u64, value: u32) {
         self.doorbell(page, offset).store(value, Ordering::Release);
         fence(Ordering::SeqCst);
         // NEED_KICK is at the same place in both kinds of page.
@@ -161,7 +183,7 @@ impl Mock {
     }
 
     /// Puts an entry on the control queue; the value that its completion word will have.
-    pub(crate) fn post(&self, entry: impl Into<ControlEntry>) -> u64 {
+    pub fn post(&self, entry: impl Into<ControlEntry>) -> u64 {
         let mut state = self.state.lock();
         state.notified += 1;
         let mut entry: ControlEntry = entry.into();
@@ -173,13 +195,13 @@ impl Mock {
     }
 
     /// Puts an entry on the control queue as it is.
-    pub(crate) fn post_raw(&self, entry: ControlEntry) {
+    pub fn post_raw(&self, entry: ControlEntry) {
         self.enqueue(&mut self.state.lock(), entry);
     }
 
     /// Memory that was handed out may be handed out again, but for the driver's own. More is cleared than
     /// was handed out: a hostile driver's completion words may be where the next pages come from.
-    pub(crate) fn rewind(&self) {
+    pub fn rewind(&self) {
         let mut state = self.state.lock();
         let first = self.notify / PAGE_SIZE + 1;
         for page in first..state.next_page + 0x100 {
@@ -205,18 +227,19 @@ impl Mock {
     }
 
     /// Waits for an entry that was posted.
-    pub(crate) fn done(&self, value: u64) -> Status {
+    pub fn done(&self, value: u64) -> Status {
         let word = self.ram64(self.notify + 8 * (value % 512));
         wait_until("a control entry", || CompletionWord(word.load(Ordering::Acquire)).value() == value);
         CompletionWord(word.load(Ordering::Acquire)).status()
     }
 
     /// Posts and waits.
-    pub(crate) fn control(&self, entry: impl Into<ControlEntry>) -> Status {
+    pub fn control(&self, entry: impl Into<ControlEntry>) -> Status {
         self.done(self.post(entry))
     }
 
-    pub(crate) fn space(&self) -> Space {
+    /// Makes an address space.
+    pub fn space(&self) -> Space {
         let root = self.pages(1);
         let mut state = self.state.lock();
         state.asids += 1;
@@ -226,14 +249,15 @@ impl Mock {
         Space { asid, root }
     }
 
-    pub(crate) fn next_queue(&self) -> u32 {
+    /// A queue number that nobody has used since the last start.
+    pub fn next_queue(&self) -> u32 {
         let mut state = self.state.lock();
         state.queues += 1;
         state.queues
     }
 
     /// Where the entry of `level` for an address is, tables made on the way.
-    pub(crate) fn pte_at(&self, space: Space, va: u64, level: u32) -> u64 {
+    pub fn pte_at(&self, space: Space, va: u64, level: u32) -> u64 {
         let mut table = space.root;
         for at in (level + 1..pte::LEVELS).rev() {
             let entry = self.ram64(table + 8 * pte::index(va, at) as u64);
@@ -246,12 +270,12 @@ impl Mock {
     }
 
     /// Sets the entry of a 4 KiB page.
-    pub(crate) fn map(&self, space: Space, va: u64, entry: Pte) {
+    pub fn map(&self, space: Space, va: u64, entry: Pte) {
         self.ram64(self.pte_at(space, va, 0)).store(entry.0, Ordering::Release);
     }
 
     /// The next fault record, if there is one.
-    pub(crate) fn fault(&self) -> Option<FaultRecord> {
+    pub fn fault(&self) -> Option<FaultRecord> {
         let mut state = self.state.lock();
         let slot = self.fault_base + 64 * u64::from(ring::slot(state.fault_head, self.fault_log2));
         let _order = self.ram64(slot).load(Ordering::Acquire);
@@ -265,7 +289,7 @@ impl Mock {
     }
 
     /// Waits for a fault.
-    pub(crate) fn next_fault(&self) -> FaultRecord {
+    pub fn next_fault(&self) -> FaultRecord {
         let mut fault = None;
         wait_until("a fault", || {
             fault = self.fault();
@@ -275,7 +299,8 @@ impl Mock {
     }
 }
 
-pub(crate) fn memfd(size: u64) -> File {
+/// Memory of that size.
+pub fn memfd(size: u64) -> File {
     let file = File::from(memfd_create("mock", MFdFlags::MFD_CLOEXEC).unwrap());
     file.set_len(size).unwrap();
     file
@@ -286,7 +311,7 @@ fn mapped(file: File, size: u64) -> GuestMemory {
 }
 
 /// Waits for what must come, and gives up when it must be taken to hang.
-pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < HANG, "hang: waiting for {what}");
@@ -296,7 +321,7 @@ pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 
 /// Says stop to other threads when it is dropped, by a failed assertion too: a test that fails must not
 /// hang.
-pub(crate) struct Stop<'a>(pub(crate) &'a AtomicBool);
+pub struct Stop<'a>(pub &'a AtomicBool);
 
 impl Drop for Stop<'_> {
     fn drop(&mut self) {
