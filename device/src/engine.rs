@@ -22,6 +22,7 @@ use crate::complain::complain;
 use crate::doorbells::QueuePage;
 use crate::execute::{Access, Next, Work};
 use crate::faults::Reported;
+use crate::host;
 use crate::invalidate::User;
 use crate::memory::{GuestMemory, Page};
 use crate::mmu::{self, WalkError};
@@ -79,7 +80,7 @@ impl Engine {
     pub fn new(model: Arc<Model>, number: usize) -> Self {
         let user = User::new(model.invalidations.clone(), number);
         let tlb = Tlb::new(model.invalidations.snapshot());
-        let yields = thread::available_parallelism().map_or(1, |cpus| cpus.get()) < SPINNABLE_CPUS;
+        let yields = host::cpus() < SPINNABLE_CPUS;
         let slow = SLOW_TURN / model.options.rmw_delay.as_nanos().max(1);
         let budget = u32::try_from(slow).unwrap_or(BUDGET).clamp(1, BUDGET);
         Engine { model, number, user, tlb, yields, budget }

@@ -6,6 +6,7 @@
 //! From the outside in: [`vfio`] (the transport) calls [`device`] (configuration space, BARs, DMA maps,
 //! reset), which shares a [`model`] with the threads that work: [`engine`]s execute commands, the
 //! [`control`] thread executes the driver's control queue. [`invalidate`] is how changes reach them all.
+//! Around it: what the [`host`] gives, and the [`sandbox`] that the process locks itself into.
 
 pub mod command;
 mod complain;
@@ -17,6 +18,7 @@ pub mod doorbells;
 pub mod engine;
 pub mod execute;
 pub mod faults;
+pub mod host;
 pub mod invalidate;
 pub mod irq;
 pub mod memory;
@@ -24,6 +26,7 @@ pub mod mmu;
 pub mod model;
 pub mod queue;
 pub mod regs;
+pub mod sandbox;
 pub mod sleep;
 pub mod tlb;
 pub mod vfio;

@@ -7,12 +7,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::Parser;
 use nix::sys::signal::{SigSet, Signal};
 use svmx_abi::regs::Counter;
 use svmx_device::device::Device;
 use svmx_device::model::{Model, Options};
+use svmx_device::sandbox::SandboxError;
 use svmx_device::vfio::Socket;
+use svmx_device::{host, sandbox};
 use tracing_subscriber::EnvFilter;
 
 /// The svmx accelerator as a vfio-user device. It serves one VMM and ends when that goes, or on SIGTERM or
@@ -33,6 +36,9 @@ struct Arguments {
     #[arg(long, value_name = "NS", default_value_t = 0,
           value_parser = clap::value_parser!(u64).range(0..=1_000_000_000))]
     rmw_delay: u64,
+    /// Doesn't confine itself: for debuggers, profilers, and kernels or containers without seccomp
+    #[arg(long)]
+    no_sandbox: bool,
     /// More log lines; twice for more still
     #[arg(short, long, action = clap::ArgAction::Count)]
     verbose: u8,
@@ -74,13 +80,19 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     signals.add(Signal::SIGINT);
     signals.thread_block()?;
 
-    let socket = Socket::bind(&arguments.socket)?;
-    let mut device = Device::new(Options {
+    let options = Options {
         engines: arguments.engines.into(),
         poll: arguments.poll_us.map_or_else(default_poll, Duration::from_micros),
         rmw_delay: Duration::from_nanos(arguments.rmw_delay),
-    })?;
+    };
+    host::raise_file_limit();
+    let socket = Socket::bind(&arguments.socket)?;
+    // What is opened is opened above, what is started is started below.
+    confine(arguments, || sandbox::forbid_files(socket.path()))?;
+    let mut device = Device::new(options)?;
     end_on(signals, device.model().clone(), socket.path().into())?;
+    // Nothing is opened or started from here on.
+    confine(arguments, sandbox::forbid_syscalls)?;
     tracing::info!("listening on {}", socket.path().display());
     let served = socket.serve(&mut device);
     device.end();
@@ -88,10 +100,17 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(served?)
 }
 
+/// One wall of the sandbox, unless there shall be none.
+fn confine(arguments: &Arguments, wall: impl FnOnce() -> Result<(), SandboxError>) -> anyhow::Result<()> {
+    if arguments.no_sandbox {
+        return Ok(());
+    }
+    wall().context("can't confine the process (--no-sandbox runs it as it is)")
+}
+
 /// On a small host polling takes time from the guest's CPUs.
 fn default_poll() -> Duration {
-    let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get());
-    Duration::from_micros(if cpus >= 4 { 50 } else { 20 })
+    Duration::from_micros(if host::cpus() >= 4 { 50 } else { 20 })
 }
 
 /// The transport may be waiting for a message or for a VMM; so the process is ended from here, after the
