@@ -18,6 +18,9 @@ use svmx_device::vfio::Socket;
 use svmx_device::{host, sandbox};
 use tracing_subscriber::EnvFilter;
 
+/// The most threads that may execute commands.
+const MAX_ENGINES: u16 = 64;
+
 /// The svmx accelerator as a vfio-user device. It serves one VMM and ends when that goes, or on SIGTERM or
 /// SIGINT.
 #[derive(Debug, Parser)]
@@ -26,9 +29,9 @@ struct Arguments {
     /// UNIX socket to listen on; made with mode 0600, removed at the end
     #[arg(long, value_name = "PATH")]
     socket: PathBuf,
-    /// Engines: threads that execute commands
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
-    engines: u16,
+    /// Engines: threads that execute commands, 1 to 64 [default: the host's CPUs less one]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_ENGINES)))]
+    engines: Option<u16>,
     /// Microseconds that an idle thread polls before it sleeps [default: by the host's CPUs]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
     poll_us: Option<u64>,
@@ -81,7 +84,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     signals.thread_block()?;
 
     let options = Options {
-        engines: arguments.engines.into(),
+        engines: arguments.engines.unwrap_or_else(default_engines).into(),
         poll: arguments.poll_us.map_or_else(default_poll, Duration::from_micros),
         rmw_delay: Duration::from_nanos(arguments.rmw_delay),
     };
@@ -106,6 +109,11 @@ fn confine(arguments: &Arguments, wall: impl FnOnce() -> Result<(), SandboxError
         return Ok(());
     }
     wall().context("can't confine the process (--no-sandbox runs it as it is)")
+}
+
+/// A CPU is left to the guest.
+fn default_engines() -> u16 {
+    u16::try_from(host::cpus() - 1).unwrap_or(MAX_ENGINES).clamp(1, MAX_ENGINES)
 }
 
 /// On a small host polling takes time from the guest's CPUs.

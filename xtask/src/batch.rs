@@ -31,6 +31,7 @@ pub(crate) fn plan(options: &RunOptions, scenario: &'static Scenario) -> Plan {
     Plan {
         scenario,
         devices: options.vm.devices.unwrap_or(scenario.devices),
+        engines: options.vm.engines,
         rmw_delay: options.vm.rmw_delay,
         // A hasher of the standard library is seeded at random.
         seed: options.seed.unwrap_or_else(|| RandomState::new().hash_one(scenario.name) >> 1),

@@ -21,6 +21,9 @@ pub(crate) struct VmOptions {
     /// Devices to attach [default: what the scenario needs]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
     pub(crate) devices: Option<u32>,
+    /// Engines of each device [default: the scenario's own, as a rule 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) engines: Option<u16>,
     /// Builds the guest's kernel from this source tree
     #[arg(long, value_name = "DIR")]
     pub(crate) kernel_src: Option<PathBuf>,

@@ -10,6 +10,8 @@ pub(crate) struct Scenario {
     pub(crate) shows: &'static str,
     /// Devices it has unless `--devices` says otherwise; it can't do with fewer.
     pub(crate) devices: u32,
+    /// Engines of each device, unless `--engines` says otherwise.
+    pub(crate) engines: u16,
     /// Nanoseconds between the read and the write of an atomic, unless `--rmw-delay` says otherwise.
     pub(crate) rmw_delay: Option<u64>,
     /// Parameters of the driver.
@@ -27,6 +29,8 @@ const ROW: Scenario = Scenario {
     name: "",
     shows: "",
     devices: 1,
+    // Two, also on a small host: what engines do to each other is to be seen.
+    engines: 2,
     rmw_delay: None,
     module: "",
     duration: None,
@@ -121,7 +125,11 @@ mod tests {
     fn rows_are_complete_and_names_differ() {
         let names: HashSet<_> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
         assert_eq!(names.len(), SCENARIOS.len());
-        assert!(SCENARIOS.iter().all(|row| !row.shows.is_empty() && row.devices > 0 && row.timeout > 0));
+        assert!(
+            SCENARIOS
+                .iter()
+                .all(|row| !row.shows.is_empty() && row.devices > 0 && row.engines > 0 && row.timeout > 0)
+        );
         assert!(DEMONSTRATION.iter().all(|name| find(name).is_some()));
     }
 }

@@ -18,6 +18,7 @@ pub(crate) async fn run(options: VmOptions) -> Result<()> {
     let plan = Plan {
         scenario: &scenario::SHELL,
         devices: options.devices.unwrap_or(scenario::SHELL.devices),
+        engines: options.engines,
         rmw_delay: options.rmw_delay,
         seed: 0,
         timeout: None,

@@ -51,6 +51,8 @@ pub(crate) struct Plan {
     pub(crate) scenario: &'static Scenario,
     pub(crate) devices: u32,
     /// Instead of the scenario's own.
+    pub(crate) engines: Option<u16>,
+    /// Instead of the scenario's own.
     pub(crate) rmw_delay: Option<u64>,
     pub(crate) seed: u64,
     /// `None`: no limit, somebody sits at the console.
@@ -92,7 +94,8 @@ impl Machine {
         initramfs::write(&self.origins, &initramfs)?;
         let mut devices = Vec::new();
         for index in 0..plan.devices as usize {
-            let mut options = Vec::new();
+            let engines = plan.engines.unwrap_or(plan.scenario.engines);
+            let mut options = vec!["--engines".to_owned(), engines.to_string()];
             if let Some(delay) = plan.rmw_delay.or(plan.scenario.rmw_delay) {
                 options.extend(["--rmw-delay".to_owned(), delay.to_string()]);
             }
