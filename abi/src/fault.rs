@@ -12,20 +12,22 @@ pub struct FaultRecord {
     pub head: FaultHead,
     /// Address space of the access.
     pub asid: u32,
-    /// Names this fault of its queue; a REPLAY or CANCEL repeats it.
+    /// Names this fault of its queue; a REPLAY or CANCEL repeats it. Look-ahead: of the fault that it comes
+    /// with.
     pub fault_id: u32,
     /// The address that was to be accessed, in bytes, not rounded.
     pub va: u64,
     /// The command's tag.
     pub tag: u32,
+    /// Look-ahead: pages that will be needed, this address's and those behind it; else 1.
+    pub pages: u32,
     /// Zero.
-    pub reserved0: u32,
-    /// Zero.
-    pub reserved1: [u64; 4],
+    pub reserved: [u64; 4],
 }
 const _: () = assert!(size_of::<FaultRecord>() == 64);
 
-/// The first eight bytes of a [`FaultRecord`]: bit 0 phase, bits 8–15 access, bits 32–63 queue.
+/// The first eight bytes of a [`FaultRecord`]: bit 0 phase, bit 1 look-ahead, bits 8–15 access, bits
+/// 32–63 queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct FaultHead(pub u64);
@@ -35,9 +37,17 @@ impl FaultHead {
     pub const fn new(phase: bool, access: AccessKind, queue: u32) -> Self {
         FaultHead(phase as u64 | ((access.0 as u64) << 8) | ((queue as u64) << 32))
     }
+    /// The same for a page that will be needed: nothing waits for it (spec 7.3).
+    pub const fn look_ahead(self) -> Self {
+        FaultHead(self.0 | 2)
+    }
     /// The phase bit (spec 4.2).
     pub const fn phase(self) -> bool {
         self.0 & 1 != 0
+    }
+    /// Whether nothing waits for it (spec 7.3).
+    pub const fn is_look_ahead(self) -> bool {
+        self.0 & 2 != 0
     }
     /// What was to be done.
     pub const fn access(self) -> AccessKind {

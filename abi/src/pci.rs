@@ -34,7 +34,7 @@ pub const NUM_VECTORS: u16 = 16;
 pub const VECTOR_FAULT: u16 = 0;
 /// Vector of the control queue and of fatal errors (spec 8, 3.3).
 pub const VECTOR_EVENT: u16 = 1;
-/// First of the vectors that completion queues are given (spec 5.4).
+/// First of the vectors that completion queues are given (spec 5.8).
 pub const VECTOR_COMPLETION_FIRST: u16 = 2;
 
 /// Highest queue identifier; 0 is the driver's own page.

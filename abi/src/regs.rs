@@ -41,6 +41,11 @@ pub const CTL_LOG2: u64 = 0x118;
 pub const FAULT_BASE: u64 = 0x120;
 /// Read-write while disabled, 32 bits: binary logarithm of the fault queue's entries.
 pub const FAULT_LOG2: u64 = 0x128;
+/// Read-write while disabled, 32 bits: pages that a fault may report ahead, at most [`MAX_LOOKAHEAD`]; 0 for
+/// none.
+pub const LOOKAHEAD: u64 = 0x12c;
+/// Largest value of [`LOOKAHEAD`]; a greater one becomes this.
+pub const MAX_LOOKAHEAD: u32 = 256;
 
 /// Read-only, 64 bits each: the first of the [`Counter`]s, indexed by their number.
 pub const COUNTERS: u64 = 0x1000;
@@ -70,11 +75,13 @@ pub enum Counter {
     Kicks = 8,
     /// Page-table walks.
     Walks = 9,
+    /// Pages reported ahead.
+    Lookahead = 10,
 }
 
 impl Counter {
     /// Every counter, by number.
-    pub const ALL: [Counter; 10] = [
+    pub const ALL: [Counter; 11] = [
         Counter::Commands,
         Counter::Elements,
         Counter::Faults,
@@ -85,6 +92,7 @@ impl Counter {
         Counter::Interrupts,
         Counter::Kicks,
         Counter::Walks,
+        Counter::Lookahead,
     ];
 
     /// Offset of the counter in BAR0.
@@ -101,7 +109,7 @@ pub struct Version(pub u32);
 
 impl Version {
     /// The version that this source describes.
-    pub const CURRENT: Version = Version::new(1, 0);
+    pub const CURRENT: Version = Version::new(1, 1);
 
     /// Packs a version.
     pub const fn new(major: u16, minor: u16) -> Self {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 OR MIT
 
-//! Status codes in completions (spec 5.5).
+//! Status codes in completions (spec 5.9).
 
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -18,7 +18,7 @@ impl Status {
     pub const BAD_WIDTH: Status = Status(2);
     /// A flag that this command does not take, or a reserved field that is not zero.
     pub const BAD_FLAGS: Status = Status(3);
-    /// An address, stride or index array that is not a multiple of its element's width.
+    /// An address, stride or array that is not a multiple of its element's width.
     pub const MISALIGNED: Status = Status(4);
     /// An address that is not below `VA_END`, or an address computation that leaves that range.
     pub const ADDRESS_RANGE: Status = Status(5);
@@ -43,8 +43,11 @@ impl Status {
     /// Control queue: a ring or root that is misaligned, out of range, or not in guest memory.
     pub const BAD_RING: Status = Status(15);
 
+    /// WAIT: the condition did not come true in its time.
+    pub const TIMEOUT: Status = Status(16);
+
     /// Name, value and whether a CANCEL may carry it, for every status.
-    pub const ALL: [(&'static str, Status, bool); 16] = [
+    pub const ALL: [(&'static str, Status, bool); 17] = [
         ("SUCCESS", Self::SUCCESS, false),
         ("BAD_OPCODE", Self::BAD_OPCODE, false),
         ("BAD_WIDTH", Self::BAD_WIDTH, false),
@@ -61,6 +64,7 @@ impl Status {
         ("BAD_DOORBELL", Self::BAD_DOORBELL, false),
         ("BAD_ID", Self::BAD_ID, false),
         ("BAD_RING", Self::BAD_RING, false),
+        ("TIMEOUT", Self::TIMEOUT, false),
     ];
 
     /// The name that docs/spec.md gives this status, if it has one.

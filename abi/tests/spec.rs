@@ -8,7 +8,7 @@ use std::mem::offset_of;
 
 use svmx_abi::control::{self, ControlEntry, ControlOpcode};
 use svmx_abi::fault::FaultRecord;
-use svmx_abi::queue::{Cqe, Opcode, Sqe, SqeFlags};
+use svmx_abi::queue::{Condition, Cqe, Opcode, Sqe, SqeFlags};
 use svmx_abi::regs::{self, Counter, FatalError};
 use svmx_abi::status::Status;
 use svmx_abi::{doorbell, pci, uapi};
@@ -102,7 +102,7 @@ fn registers() {
     let expected = constants!(regs:
         MAGIC, VERSION, OPCODES, BULK_OPCODES, MAX_CONTEXTS, MAX_QUEUES, MAX_RING_LOG2, VA_BITS,
         NUM_ENGINES, NUM_VECTORS, CONTROL, STATUS, FATAL_ERROR, KICK, CTL_BASE, CTL_LOG2, FAULT_BASE,
-        FAULT_LOG2, COUNTERS,
+        FAULT_LOG2, LOOKAHEAD, COUNTERS,
     );
     assert_eq!(spec_table("Register", "Offset"), expected);
     let magic = rows("Register").into_iter().find(|row| row["Register"] == "`MAGIC`").unwrap();
@@ -146,7 +146,7 @@ fn doorbell_words() {
 fn entries() {
     assert_eq!(
         spec_fields("Field of a submission"),
-        fields!(Sqe: opcode, width, flags, tag, addr, operand, compare, count, stride, index_addr, reserved)
+        fields!(Sqe: opcode, width, flags, tag, addr, operand, compare, count, stride, index_addr, arg0, arg1)
     );
     assert_eq!(
         spec_fields("Field of a completion"),
@@ -154,7 +154,7 @@ fn entries() {
     );
     assert_eq!(
         spec_fields("Field of a fault record"),
-        fields!(FaultRecord: head, asid, fault_id, va, tag, reserved0, reserved1)
+        fields!(FaultRecord: head, asid, fault_id, va, tag, pages, reserved)
     );
     assert_eq!(
         spec_fields("Field of a control entry"),
@@ -168,11 +168,12 @@ fn opcodes_flags_and_status() {
     assert_eq!(spec_table("Opcode", "Value"), BTreeMap::from(opcodes));
     let control = ControlOpcode::ALL.map(|(name, opcode)| (name.to_owned(), u64::from(opcode.0)));
     assert_eq!(spec_table("Control opcode", "Value"), BTreeMap::from(control));
-    let flags = [("BULK", SqeFlags::BULK), ("INDEXED", SqeFlags::INDEXED), ("INDEX64", SqeFlags::INDEX64)]
-        .map(|(name, flag)| (name.to_owned(), u64::from(flag.0.trailing_zeros())));
+    let flags = SqeFlags::ALL.map(|(name, flag)| (name.to_owned(), u64::from(flag.0.trailing_zeros())));
     assert_eq!(spec_table("Flag", "Bit"), BTreeMap::from(flags));
     let status = Status::ALL.map(|(name, status, _)| (name.to_owned(), u64::from(status.0)));
     assert_eq!(spec_table("Status", "Value"), BTreeMap::from(status));
+    let conditions = Condition::ALL.map(|condition| (format!("{condition:?}"), condition as u64));
+    assert_eq!(spec_table("Condition", "Number"), BTreeMap::from(conditions));
 }
 
 #[test]

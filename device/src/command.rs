@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Submission entries, parsed: raw bytes become a validated [`Command`] once (spec 5.5).
+//! Submission entries, parsed: raw bytes become a validated [`Command`] once (spec 5.9).
 //!
 //! What is checked here is never checked again. What can only be known when an element's turn comes
 //! (the address of a bulk element) is left to [`crate::execute`].
@@ -107,7 +107,7 @@ pub struct Bulk {
     pub addressing: Addressing,
 }
 
-/// Where bulk elements are (spec 5.3).
+/// Where bulk elements are (spec 5.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Addressing {
     /// Element *i* at `base + i * stride`.
@@ -147,7 +147,7 @@ impl Command {
         Opcode::FETCH_ADD.bit()
     }
 
-    /// Validates an entry, in the order of spec 5.5.
+    /// Validates an entry, in the order of spec 5.9.
     pub fn parse(sqe: &Sqe) -> Result<Self, Refusal> {
         let bulk = sqe.flags.contains(SqeFlags::BULK);
         let kind = Kind::parse(sqe.opcode).ok_or(Refusal::new(Status::BAD_OPCODE, 0))?;
@@ -216,14 +216,15 @@ impl Kind {
     }
 }
 
-/// Flags belong together, and fields that the form does not use are zero (spec 5.3).
+/// Flags belong together, and fields that the form does not use are zero (spec 5.4).
 fn check_fields(sqe: &Sqe, kind: Kind, width: Width) -> Result<(), Refusal> {
     let bulk = sqe.flags.contains(SqeFlags::BULK);
     let indexed = sqe.flags.contains(SqeFlags::INDEXED);
     let flags_ok = sqe.flags.known()
         && (bulk || !indexed)
         && (indexed || !sqe.flags.contains(SqeFlags::INDEX64))
-        && sqe.reserved == [0; 2];
+        && sqe.arg0 == 0
+        && sqe.arg1 == 0;
     let operands_ok = match kind {
         Kind::Plain(_) => sqe.addr == 0 && sqe.operand == 0 && sqe.compare == 0,
         Kind::Read => sqe.operand == 0 && sqe.compare == 0,
@@ -278,7 +279,8 @@ mod tests {
         count: 0,
         stride: 0,
         index_addr: 0,
-        reserved: [0; 2],
+        arg0: 0,
+        arg1: 0,
     };
     const BULK: Sqe = Sqe { flags: SqeFlags::BULK, count: 3, stride: -8, ..ADD };
     const INDEXED: Sqe =
@@ -342,7 +344,7 @@ mod tests {
             Sqe { count: 1, ..ADD },
             Sqe { stride: 8, ..ADD },
             Sqe { index_addr: 8, ..ADD },
-            Sqe { reserved: [0, 1], ..ADD },
+            Sqe { arg1: 1, ..ADD },
             Sqe { flags: SqeFlags::INDEXED, ..ADD },
             Sqe { flags: SqeFlags::INDEX64.with(SqeFlags::BULK), ..BULK },
             Sqe { index_addr: 8, ..BULK },

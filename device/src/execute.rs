@@ -93,7 +93,7 @@ impl Work {
             Command::Bulk(bulk) => return self.next_in_bulk(&bulk),
             Command::Nop => return Next::End(Status::SUCCESS, 0),
             Command::Fence => {
-                // spec 10.2: everything before was made by this queue's commands, in order.
+                // spec 10.5: everything before was made by this queue's commands, in order.
                 fence(Ordering::SeqCst);
                 return Next::End(Status::SUCCESS, 0);
             }
@@ -113,7 +113,7 @@ impl Work {
         if self.applied >= bulk.count {
             return Next::End(Status::SUCCESS, 0);
         }
-        // In 128 bits nothing wraps: spec 5.3.
+        // In 128 bits nothing wraps: spec 5.5.
         let i = i128::from(self.applied);
         let va = match (bulk.addressing, self.index) {
             (Addressing::Stride(stride), _) => i128::from(bulk.base) + i * i128::from(stride),
@@ -201,7 +201,7 @@ impl Memory {
 macro_rules! width {
     ($access:ident, $word:ident, $ty:ty, $atomic:ty, $signed:ty, $float:ty, $coherent:ident, $compute:ident) => {
         impl Memory {
-            /// spec 6.3. Loads acquire and stores release, so that effects are seen in order (spec 10.1).
+            /// spec 6.3. Loads acquire and stores release, so that effects are seen in order (spec 10.1, 10.2).
             #[inline]
             fn $access(&self, access: &Access, page: Page<'_>) -> $ty {
                 let word = page.$word(access.va);

@@ -19,6 +19,7 @@ pub mod engine;
 pub mod execute;
 pub mod faults;
 pub mod host;
+pub mod instrument;
 pub mod invalidate;
 pub mod irq;
 pub mod memory;

@@ -35,7 +35,7 @@ impl Command {
         Self::without_memory(Opcode::NOP)
     }
 
-    /// Completes when every effect of the queue's earlier commands is visible (spec 10.2).
+    /// Completes when every effect of the queue's earlier commands is visible (spec 10.5).
     pub fn fence() -> Self {
         Self::without_memory(Opcode::FENCE)
     }

@@ -12,7 +12,7 @@ use svmx::abi::status::Status;
 
 const ROUNDS: u64 = 200;
 
-/// A FENCE completes when every WRITE before it is visible (spec 10.2); NOPs between change nothing.
+/// A FENCE completes when every WRITE before it is visible (spec 10.5); NOPs between change nothing.
 pub(super) fn fences(bench: &mut Bench, run: &Run) -> Result<()> {
     let mut random = Random::part(run.seed, 3);
     let area = Area::new(Backing::Private, 2 * PAGE)?;

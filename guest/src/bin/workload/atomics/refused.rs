@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Entries that are wrong, each with the status it gets (spec 5.5), and that they change nothing.
+//! Entries that are wrong, each with the status it gets (spec 5.9), and that they change nothing.
 
 use super::{Bench, WIDTHS, operations};
 use crate::area::{Area, Backing, PAGE, scalar};
@@ -64,8 +64,8 @@ pub(super) fn malformed(bench: &mut Bench, _: &Run) -> Result<()> {
         Sqe { flags: SqeFlags::INDEXED, ..good },
         Sqe { flags: SqeFlags::INDEX64, ..good },
         Sqe { flags: SqeFlags::BULK.with(SqeFlags::INDEX64), ..strided },
-        Sqe { reserved: [1, 0], ..good },
-        Sqe { reserved: [0, 1 << 63], ..good },
+        Sqe { arg0: 1, ..good },
+        Sqe { arg1: 1 << 63, ..good },
         Sqe { width: W32, operand: 1 << 32, ..good },
         Sqe { opcode: Opcode::CAS, width: W32, compare: 1 << 32, ..good },
         Sqe { compare: 1, ..good },

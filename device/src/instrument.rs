@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! What the device's threads tell those who watch or disturb them: the exclusivity checker, chaos, the trace.
+//!
+//! An engine and the control thread are generic over an [`Instrument`] of their own. With [`Plain`] every
+//! call here is empty and compiled away; so a device that is not watched pays nothing, and the model
+//! does not branch on who watches.
+
+use std::fmt::Debug;
+
+use svmx_abi::control::ControlEntry;
+
+use crate::command::Command;
+use crate::execute::Access;
+use crate::invalidate::Record;
+use crate::memory::Page;
+use crate::queue::{Completion, Rings};
+
+/// What an access did to its element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Effect {
+    /// The value that was loaded, zero-extended; `None` for a store.
+    pub old: Option<u128>,
+    /// The value that was stored, zero-extended; `None` if nothing was.
+    pub new: Option<u128>,
+}
+
+/// What one thread of the device passes, in the order in which it happens. The thread does nothing else
+/// meanwhile, so what is slow here makes the device slow.
+pub trait Instrument: Debug + Send + 'static {
+    /// Whether [`Self::effect`] is called. If not, elements may be done many at a time.
+    const ELEMENTS: bool;
+
+    /// An engine begins a turn at a queue.
+    fn turn(&mut self, _queue: u32) {}
+
+    /// An engine begins a command.
+    fn begin(&mut self, _rings: &Rings, _tag: u32, _command: &Command) {}
+
+    /// An engine is about to post a command's completion.
+    fn end(&mut self, _rings: &Rings, _completion: &Completion) {}
+
+    /// An engine could not do an access: the queue stalls.
+    fn fault(&mut self, _rings: &Rings, _tag: u32, _fault_id: u32, _access: &Access) {}
+
+    /// An engine is about to look up a translation: whether to forget what is cached for it.
+    fn forget(&mut self) -> bool {
+        false
+    }
+
+    /// A thread has obtained a translation, from the page table or a REPLAY, and has not used it yet.
+    fn translated(&mut self, _asid: u32, _va: u64, _page: Page<'_>) {}
+
+    /// An access was done, by an engine or on a REPLAY, and nobody else of this device has touched its
+    /// element since.
+    fn effect(&mut self, _asid: u32, _va: u64, _bytes: u64, _page: Page<'_>, _effect: Effect) {}
+
+    /// The control thread begins an entry: whether it goes on, or never answers again.
+    fn control(&mut self, _entry: &ControlEntry) -> bool {
+        true
+    }
+
+    /// The control thread has published an invalidation.
+    fn invalidated(&mut self, _record: Record) {}
+
+    /// Every user has given up what was invalidated before this SYNC; its completion is not stored yet.
+    fn synced(&mut self) {}
+
+    /// The control thread let a stalled queue go on, by REPLAY if `replayed`, else by CANCEL.
+    fn resumed(&mut self, _queue: u32, _fault_id: u32, _replayed: bool) {}
+}
+
+/// Nobody watches.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plain;
+
+impl Instrument for Plain {
+    const ELEMENTS: bool = false;
+}
