@@ -22,21 +22,26 @@ use svmx_abi::ring;
 use svmx_abi::status::Status;
 
 use crate::complain::complain;
-use crate::execute::Access;
+use crate::execute::Watch;
 use crate::faults::Reported;
+use crate::instrument::Instrument;
 use crate::invalidate::{Change, Record, User};
 use crate::memory::{GuestMemory, Page};
 use crate::mmu;
 use crate::model::{Context, Model};
 use crate::queue::{Rings, State};
+use crate::work::Access;
 
 /// The control thread.
 #[derive(Debug)]
-pub struct Controller {
+pub struct Controller<I> {
     model: Arc<Model>,
     number: usize,
     user: User<GuestMemory>,
     memory: Arc<GuestMemory>,
+    instrument: I,
+    /// The instrument forbids to go on.
+    silent: bool,
 }
 
 /// What a look at the driver's page came to.
@@ -46,13 +51,13 @@ enum Step {
     Nothing,
 }
 
-impl Controller {
+impl<I: Instrument> Controller<I> {
     /// The device's only one.
-    pub fn new(model: Arc<Model>) -> Self {
+    pub fn new(model: Arc<Model>, instrument: I) -> Self {
         let number = model.control_thread();
         let user = User::new(model.invalidations.clone(), number);
         let memory = model.invalidations.snapshot();
-        Controller { model, number, user, memory }
+        Controller { model, number, user, memory, instrument, silent: false }
     }
 
     /// Runs until the device ends.
@@ -62,7 +67,7 @@ impl Controller {
             model.take_nudge();
             let memory = &mut self.memory;
             self.user.enter(|change| replace(memory, change));
-            if model.running() {
+            if model.running() && !self.silent {
                 self.poll();
             }
             self.user.leave();
@@ -114,13 +119,17 @@ impl Controller {
             let memory = &mut self.memory;
             self.user.catch_up(|change| replace(memory, change));
         }
-        self.model.running()
+        self.model.running() && !self.silent
     }
 
     /// Executes one control entry, and reports faults that waited.
     fn step(&mut self) -> Result<Step, FatalError> {
         let reported = self.report_waiting()?;
         let Some(entry) = self.next_entry()? else { return Ok(reported) };
+        if !self.instrument.control(&entry) {
+            self.silent = true;
+            return Ok(Step::Worked);
+        }
         let status = self.execute(&entry);
         if entry.flags.notify() {
             let word = self.memory.word64(entry.notify_addr, true).ok_or(FatalError::BadNotifyAddress)?;
@@ -213,14 +222,15 @@ impl Controller {
         Ok(())
     }
 
-    fn destroy_context(&self, body: control::DestroyContext) -> Result<(), Status> {
+    fn destroy_context(&mut self, body: control::DestroyContext) -> Result<(), Status> {
         let mut contexts = self.model.contexts.lock();
         let place = contexts.place(body.asid).ok_or(Status::BAD_ID)?;
         if place.is_none_or(|context| context.queues > 0) {
             return Err(Status::BAD_ID);
         }
         *place = None;
-        self.model.invalidations.publish(Record::Range { asid: body.asid, va: 0, len: u64::MAX });
+        drop(contexts);
+        self.publish(Record::Range { asid: body.asid, va: 0, len: u64::MAX });
         Ok(())
     }
 
@@ -274,31 +284,26 @@ impl Controller {
     }
 
     /// spec 8.4: the access that faulted is done here and now, with the translation that the entry names.
-    fn replay(&self, body: control::Replay) -> Result<(), Status> {
-        self.unstall(body.queue, body.fault_id, Counter::Replays, |state, access| {
-            let page = body.translation().and_then(|pte| self.translation(pte, access));
+    fn replay(&mut self, body: control::Replay) -> Result<(), Status> {
+        self.unstall(body.queue, body.fault_id, Counter::Replays, |controller, state, access| {
+            let Controller { model, memory, instrument, number, .. } = controller;
+            let asid = state.rings.asid;
+            let page = body.translation().and_then(|pte| translation(memory, pte, access));
             if let (Some(page), Some((work, _))) = (page, state.work.as_mut()) {
+                instrument.translated(asid, access.va, page);
                 let before = work.applied;
-                self.model.execute.perform(work, access, page);
-                let applied = u64::from(work.applied - before);
-                self.model.counters.add(self.number, Counter::Elements, applied);
+                model.execute.perform(&mut Watch { asid, instrument }, work, access, page);
+                model.counters.add(*number, Counter::Elements, u64::from(work.applied - before));
             }
         });
         Ok(())
     }
 
-    /// The page that a replayed entry leads to, if it suffices.
-    fn translation(&self, pte: Pte, access: &Access) -> Option<Page<'_>> {
-        let suffices = pte.valid() && pte.well_formed(0) && mmu::allows(pte.access(), access.kind);
-        let page = self.memory.page(pte.address(), access.writes()).filter(|_| suffices)?;
-        Some(page.with_access(pte.access()))
-    }
-
-    fn cancel(&self, body: control::Cancel) -> Result<(), Status> {
+    fn cancel(&mut self, body: control::Cancel) -> Result<(), Status> {
         if !body.status.may_cancel() {
             return Err(Status::BAD_RING);
         }
-        self.unstall(body.queue, body.fault_id, Counter::Cancels, |state, access| {
+        self.unstall(body.queue, body.fault_id, Counter::Cancels, |_, state, access| {
             if let Some((work, _)) = state.work.as_mut() {
                 work.end(body.status, access.va);
             }
@@ -307,21 +312,29 @@ impl Controller {
     }
 
     /// Lets a stalled queue go on, after `how`. A fault that is not outstanding is none of our business.
-    fn unstall(&self, number: u32, fault_id: u32, counter: Counter, how: impl FnOnce(&mut State, &Access)) {
-        let Some(queue) = self.model.queues.get(number).filter(|queue| queue.stalled_by(fault_id)) else {
+    fn unstall(
+        &mut self,
+        number: u32,
+        fault_id: u32,
+        counter: Counter,
+        how: impl FnOnce(&mut Self, &mut State, &Access),
+    ) {
+        let model = self.model.clone();
+        let Some(queue) = model.queues.get(number).filter(|queue| queue.stalled_by(fault_id)) else {
             return;
         };
         let mut guard = queue.state.lock();
         let Some(state) = guard.as_mut() else { return };
         let Some(access) = queue.unstall(state, fault_id) else { return };
-        how(state, &access);
-        self.model.counters.add(self.number, counter, 1);
+        how(self, state, &access);
+        model.counters.add(self.number, counter, 1);
         state.quiet_since = None;
+        self.instrument.resumed(number, fault_id, counter == Counter::Replays);
         drop(guard);
-        self.model.activate(number);
+        model.activate(number);
     }
 
-    fn invalidate(&self, body: control::TlbInvalidate) -> Result<(), Status> {
+    fn invalidate(&mut self, body: control::TlbInvalidate) -> Result<(), Status> {
         let control::TlbInvalidate { asid, va, len, .. } = body;
         if asid > MAX_CONTEXTS || (asid != 0 && self.model.contexts.lock().get(asid).is_none()) {
             return Err(Status::BAD_ID);
@@ -331,14 +344,21 @@ impl Controller {
         if !whole_pages || !in_range {
             return Err(Status::BAD_RING);
         }
-        self.model.invalidations.publish(Record::Range { asid, va, len });
+        self.publish(Record::Range { asid, va, len });
         self.model.counters.add(self.number, Counter::Invalidations, 1);
         Ok(())
     }
 
-    fn sync(&self) -> Result<(), Status> {
+    fn publish(&mut self, record: Record) {
+        self.model.invalidations.publish(record);
+        self.instrument.invalidated(record);
+    }
+
+    /// spec 8.3.
+    fn sync(&mut self) -> Result<(), Status> {
         let invalidations = &self.model.invalidations;
         invalidations.wait(invalidations.latest(), Some(self.number));
+        self.instrument.synced();
         self.model.counters.add(self.number, Counter::Syncs, 1);
         Ok(())
     }
@@ -348,6 +368,13 @@ impl Controller {
         let good = page_offset(base) == 0 && self.memory.contains(base, size, write);
         if good { Ok(()) } else { Err(Status::BAD_RING) }
     }
+}
+
+/// The page that a replayed entry leads to, if it suffices.
+fn translation<'m>(memory: &'m GuestMemory, pte: Pte, access: &Access) -> Option<Page<'m>> {
+    let suffices = pte.valid() && pte.well_formed(0) && mmu::allows(pte.access(), access.kind);
+    let page = memory.page(pte.address(), access.writes()).filter(|_| suffices)?;
+    Some(page.with_access(pte.access()))
 }
 
 /// The control thread has no translations, only the snapshot.
@@ -360,6 +387,7 @@ fn replace(memory: &mut Arc<GuestMemory>, change: Change<GuestMemory>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::instrument::Plain;
     use crate::memory::DmaMap;
     use crate::model::{ControlRing, Options};
     use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -376,7 +404,7 @@ mod tests {
         let map = DmaMap { address: 0, size: PAGE_SIZE, file, offset: 0, writable: true };
         model.invalidations.replace(Arc::new(GuestMemory::default().with_map(map).unwrap()));
         *model.control_ring.lock() = ControlRing { base: 0, log2: 4, head: 0 };
-        let mut controller = Controller::new(model.clone());
+        let mut controller = Controller::new(model.clone(), Plain);
         let word = |offset| {
             let mut bytes = [0; 4];
             model.doorbells.file().read_exact_at(&mut bytes, offset).unwrap();

@@ -10,24 +10,20 @@
 //! quiet (spec 4.3), and sleeps when none is left. Others sleep when they have found nothing for as long.
 //! An engine that finds work while there is more than one active queue wakes another.
 
+mod turn;
+
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use svmx_abi::regs::Counter;
-use svmx_abi::status::Status;
-
-use crate::command::Command;
 use crate::complain::complain;
 use crate::doorbells::QueuePage;
-use crate::execute::{Access, Next, Work};
-use crate::faults::Reported;
 use crate::host;
+use crate::instrument::Instrument;
 use crate::invalidate::User;
-use crate::memory::{GuestMemory, Page};
-use crate::mmu::{self, WalkError};
+use crate::memory::GuestMemory;
 use crate::model::Model;
-use crate::queue::{Completion, Look, Queue, RingLost, State};
+use crate::queue::{Look, RingLost, State};
 use crate::tlb::Tlb;
 
 /// Accesses on one queue before the next queue has its turn; fewer if they are made slow.
@@ -39,11 +35,12 @@ const SPINNABLE_CPUS: usize = 4;
 
 /// One engine.
 #[derive(Debug)]
-pub struct Engine {
+pub struct Engine<I> {
     model: Arc<Model>,
     number: usize,
     user: User<GuestMemory>,
     tlb: Tlb,
+    instrument: I,
     /// Gives its time away while it polls.
     yields: bool,
     /// Accesses in a turn.
@@ -55,35 +52,21 @@ pub struct Engine {
 enum Turn {
     /// Something was done.
     Worked,
+    /// A WAIT looked in vain.
+    Waiting,
     /// Nothing was to be done, or somebody else has the queue.
     Nothing,
 }
 
-/// Why an access can't be done now.
-enum Miss {
-    /// The driver must be asked.
-    Fault,
-    /// The command is over.
-    End(Status),
-}
-
-/// How an engine comes to leave a command.
-enum Left {
-    /// It is completed.
-    Completed,
-    /// Later: the queue stalled, its turn is over, or somebody wants it.
-    InProgress,
-}
-
-impl Engine {
+impl<I: Instrument> Engine<I> {
     /// The engine of that number.
-    pub fn new(model: Arc<Model>, number: usize) -> Self {
+    pub fn new(model: Arc<Model>, number: usize, instrument: I) -> Self {
         let user = User::new(model.invalidations.clone(), number);
         let tlb = Tlb::new(model.invalidations.snapshot());
         let yields = host::cpus() < SPINNABLE_CPUS;
         let slow = SLOW_TURN / model.options.rmw_delay.as_nanos().max(1);
         let budget = u32::try_from(slow).unwrap_or(BUDGET).clamp(1, BUDGET);
-        Engine { model, number, user, tlb, yields, budget }
+        Engine { model, number, user, tlb, instrument, yields, budget }
     }
 
     /// Runs until the device ends.
@@ -151,163 +134,18 @@ impl Engine {
         if !state.polled {
             poll_again(model, state, page);
         }
+        self.instrument.turn(number);
         let turn = self.work(model, queue, state, page).unwrap_or_else(|RingLost| {
             complain!("queue {number}: its rings are not in guest memory; ignored from now on");
             state.broken = true;
             Turn::Worked
         });
-        if turn == Turn::Worked {
-            state.quiet_since = None;
-        } else {
+        if turn == Turn::Nothing {
             rest(model, state, page);
+        } else {
+            state.quiet_since = None;
         }
         turn
-    }
-
-    /// Executes commands until there are none, the queue stalls, or its turn is over.
-    fn work(
-        &mut self,
-        model: &Model,
-        queue: &Queue,
-        state: &mut State,
-        page: QueuePage<'_>,
-    ) -> Result<Turn, RingLost> {
-        let mut turn = Turn::Nothing;
-        let mut budget = self.budget;
-        while budget > 0 {
-            let (mut work, tag) = match state.work {
-                Some(begun) => begun,
-                None => match state.look(page) {
-                    Look::Idle => break,
-                    Look::BadDoorbell => {
-                        self.break_queue(model, state, page)?;
-                        return Ok(Turn::Worked);
-                    }
-                    Look::Ready => self.begin(state)?,
-                },
-            };
-            turn = Turn::Worked;
-            let before = work.applied;
-            let left = self.execute(model, queue, state, &mut work, &mut budget);
-            model.counters.add(self.number, Counter::Elements, u64::from(work.applied - before));
-            state.work = Some((work, tag));
-            match left {
-                Left::Completed => self.complete(model, state, page)?,
-                Left::InProgress => {
-                    self.report_stall(model, state);
-                    break;
-                }
-            }
-        }
-        Ok(turn)
-    }
-
-    fn begin(&self, state: &mut State) -> Result<(Work, u32), RingLost> {
-        let sqe = state.fetch(self.tlb.memory())?;
-        let work = match Command::parse(&sqe) {
-            Ok(command) => Work::new(command),
-            Err(refusal) => Work::refused(refusal.status, refusal.va),
-        };
-        Ok((work, sqe.tag))
-    }
-
-    /// Goes on with one command.
-    fn execute(
-        &mut self,
-        model: &Model,
-        queue: &Queue,
-        state: &mut State,
-        work: &mut Work,
-        budget: &mut u32,
-    ) -> Left {
-        loop {
-            if self.user.behind() {
-                self.catch_up();
-                if queue.wanted() || !model.running() {
-                    return Left::InProgress;
-                }
-            }
-            let Next::Access(access) = work.next() else {
-                *budget = budget.saturating_sub(1);
-                return Left::Completed;
-            };
-            if *budget == 0 {
-                return Left::InProgress;
-            }
-            *budget -= 1;
-            match self.translate(model, state.rings.asid, state.rings.root, &access) {
-                Ok(page) => model.execute.perform(work, &access, page),
-                Err(Miss::End(status)) => work.end(status, access.va),
-                Err(Miss::Fault) => {
-                    queue.stall(state, access);
-                    return Left::InProgress;
-                }
-            }
-        }
-    }
-
-    /// The page of an access, from the TLB or the page table.
-    #[inline]
-    fn translate(&mut self, model: &Model, asid: u32, root: u64, access: &Access) -> Result<Page<'_>, Miss> {
-        // Looked up twice because a page that is returned borrows the TLB.
-        if self.tlb.lookup(asid, access.va).is_some_and(|page| usable(page, access)) {
-            return self.tlb.lookup(asid, access.va).ok_or(Miss::Fault);
-        }
-        self.walk(model, asid, root, access)
-    }
-
-    #[cold]
-    fn walk(&mut self, model: &Model, asid: u32, root: u64, access: &Access) -> Result<Page<'_>, Miss> {
-        model.counters.add(self.number, Counter::Walks, 1);
-        let translation = mmu::walk(self.tlb.memory(), root, access.va).map_err(|error| match error {
-            WalkError::NotMapped => Miss::Fault,
-            WalkError::BadMemory => Miss::End(Status::BAD_MEMORY),
-            WalkError::Malformed => Miss::End(Status::BAD_PAGE_TABLE),
-        })?;
-        if !mmu::allows(translation.access, access.kind) {
-            return Err(Miss::Fault);
-        }
-        let page = self.tlb.fill(asid, access.va, translation).ok_or(Miss::End(Status::BAD_MEMORY))?;
-        if usable(page, access) { Ok(page) } else { Err(Miss::End(Status::BAD_MEMORY)) }
-    }
-
-    /// Reports why a queue can't go on, if it has just stalled (spec 7.1). Its work is in its state.
-    fn report_stall(&self, model: &Model, state: &mut State) {
-        if state.stall.is_none() {
-            return;
-        }
-        model.queues.deactivate(state.rings.queue);
-        let room = !model.faults.crowded();
-        let memory = self.tlb.memory();
-        let reported = room && matches!(model.report(self.number, memory, state), Reported::Written { .. });
-        if !reported {
-            // The control thread reports it when there is room, or finds out what is wrong. It looks
-            // at FAULT_HEAD after this, so no move of the head is missed.
-            model.faults.wait_for_room(state.rings.queue);
-            model.nudge();
-        }
-    }
-
-    /// Posts the completion of the work in `state`.
-    fn complete(&self, model: &Model, state: &mut State, page: QueuePage<'_>) -> Result<(), RingLost> {
-        let Some((work, tag)) = state.work.take() else { return Ok(()) };
-        let Next::End(status, fault_addr) = work.next() else { return Ok(()) };
-        let Work { applied, result, .. } = work;
-        let completion = Completion { status, tag, result, applied, fault_addr };
-        let armed = state.complete(self.tlb.memory(), page, completion)?;
-        model.counters.add(self.number, Counter::Commands, 1);
-        if armed {
-            model.interrupt(self.number, state.rings.vector);
-        }
-        Ok(())
-    }
-
-    /// spec 4.5.
-    fn break_queue(&self, model: &Model, state: &mut State, page: QueuePage<'_>) -> Result<(), RingLost> {
-        complain!("queue {}: bad doorbell; ignored from now on", state.rings.queue);
-        state.broken = true;
-        state.work = Some((Work::refused(Status::BAD_DOORBELL, 0), 0));
-        self.complete(model, state, page)
     }
 }
 
@@ -342,16 +180,10 @@ fn rest(model: &Model, state: &mut State, page: QueuePage<'_>) {
     }
 }
 
-/// Whether a translation suffices for an access: the permissions of the page table, and those of the
-/// DMA map.
-#[inline]
-fn usable(page: Page<'_>, access: &Access) -> bool {
-    mmu::allows(page.access(), access.kind) && (page.writable() || !access.writes())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::instrument::Plain;
     use crate::model::Options;
     use crate::queue::Rings;
     use std::os::unix::fs::FileExt;
@@ -373,7 +205,7 @@ mod tests {
         model.queues.get(1).unwrap().state.lock().replace(state);
         // Another engine found it active, disarmed it, and left before this one came.
         model.doorbells.queue(1).need_kick.raise();
-        assert!(Engine::new(model.clone(), 0).visit(&model, 1) == Turn::Nothing);
+        assert!(Engine::new(model.clone(), 0, Plain).visit(&model, 1) == Turn::Nothing);
         assert!(model.queues.any_active(), "NEED_KICK is taken back, so nobody will kick");
     }
 

@@ -11,10 +11,10 @@ use std::fmt::Debug;
 use svmx_abi::control::ControlEntry;
 
 use crate::command::Command;
-use crate::execute::Access;
 use crate::invalidate::Record;
 use crate::memory::Page;
 use crate::queue::{Completion, Rings};
+use crate::work::Access;
 
 /// What an access did to its element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub trait Instrument: Debug + Send + 'static {
     /// An engine begins a turn at a queue.
     fn turn(&mut self, _queue: u32) {}
 
-    /// An engine begins a command.
+    /// An engine begins a command. One that is refused only ends.
     fn begin(&mut self, _rings: &Rings, _tag: u32, _command: &Command) {}
 
     /// An engine is about to post a command's completion.
@@ -51,11 +51,11 @@ pub trait Instrument: Debug + Send + 'static {
     /// A thread has obtained a translation, from the page table or a REPLAY, and has not used it yet.
     fn translated(&mut self, _asid: u32, _va: u64, _page: Page<'_>) {}
 
-    /// An access was done, by an engine or on a REPLAY, and nobody else of this device has touched its
-    /// element since.
+    /// An access was done, by an engine or on a REPLAY. If the page is *atomic* nobody else of this device
+    /// has touched its element since. The two halves of a CAS's operand come as two.
     fn effect(&mut self, _asid: u32, _va: u64, _bytes: u64, _page: Page<'_>, _effect: Effect) {}
 
-    /// The control thread begins an entry: whether it goes on, or never answers again.
+    /// The control thread begins an entry: whether it goes on, or does nothing more for good.
     fn control(&mut self, _entry: &ControlEntry) -> bool {
         true
     }

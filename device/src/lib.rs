@@ -10,6 +10,7 @@
 
 pub mod command;
 mod complain;
+mod compute;
 pub mod config;
 pub mod control;
 pub mod counters;
@@ -25,9 +26,11 @@ pub mod irq;
 pub mod memory;
 pub mod mmu;
 pub mod model;
+pub mod parse;
 pub mod queue;
 pub mod regs;
 pub mod sandbox;
 pub mod sleep;
 pub mod tlb;
 pub mod vfio;
+pub mod work;

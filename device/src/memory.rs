@@ -5,7 +5,7 @@
 //! A map or unmap makes a new snapshot; whoever uses guest memory holds an `Arc` of one, so a host
 //! pointer can't outlive its mapping. *When* users move to a new snapshot is not decided here but by
 //! [`crate::invalidate`]. Guest memory is shared with CPUs that obey nobody: every access is an
-//! atomic one of 32 or 64 bits, and what was read once is never read again.
+//! atomic one of 8 to 128 bits, and what was read once is never read again.
 //!
 //! A file's length is checked when it is mapped. If it is cut afterwards an access beyond its end raises
 //! SIGBUS, which ends this process; it does not reach other memory. Only a holder of the descriptor can do
@@ -19,9 +19,10 @@ use std::fs::File;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use nix::libc::{MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE};
+use portable_atomic::AtomicU128;
 use svmx_abi::pci::{PAGE_SIZE, page_base, page_offset};
 use svmx_abi::pte::Access;
 use vm_memory::{
@@ -255,6 +256,11 @@ impl<'m> Page<'m> {
     pub fn access(&self) -> Access {
         self.access
     }
+    /// Whether the device does its own read-modify-write here (spec 6.3).
+    #[inline]
+    pub fn exclusive(&self) -> bool {
+        self.access.atomic && !self.access.coherent
+    }
     /// Guest-physical address of the page.
     pub fn frame(&self) -> u64 {
         self.at.frame
@@ -264,7 +270,16 @@ impl<'m> Page<'m> {
         self.at.writable
     }
 
+    /// The byte at `offset` into the page.
+    #[inline]
+    pub fn word8(&self, offset: u64) -> &'m AtomicU8 {
+        let offset = page_offset(offset) as usize;
+        // SAFETY: as in `word32`, with an offset of at most 4095.
+        unsafe { AtomicU8::from_ptr(self.at.host.add(offset).as_ptr()) }
+    }
+
     /// The 32-bit word at `offset` into the page, rounded down to one.
+    #[inline]
     pub fn word32(&self, offset: u64) -> &'m AtomicU32 {
         let offset = (page_offset(offset) & !3) as usize;
         // SAFETY: a page is 4096 mapped bytes that stay mapped for 'm, and the offset is aligned and
@@ -273,10 +288,19 @@ impl<'m> Page<'m> {
     }
 
     /// The 64-bit word at `offset` into the page, rounded down to one.
+    #[inline]
     pub fn word64(&self, offset: u64) -> &'m AtomicU64 {
         let offset = (page_offset(offset) & !7) as usize;
         // SAFETY: as in `word32`, with an offset of at most 4088.
         unsafe { AtomicU64::from_ptr(self.at.host.add(offset).as_ptr().cast()) }
+    }
+
+    /// The 128-bit word at `offset` into the page, rounded down to one.
+    #[inline]
+    pub fn word128(&self, offset: u64) -> &'m AtomicU128 {
+        let offset = (page_offset(offset) & !15) as usize;
+        // SAFETY: as in `word32`, with an offset of at most 4080.
+        unsafe { AtomicU128::from_ptr(self.at.host.add(offset).as_ptr().cast()) }
     }
 }
 

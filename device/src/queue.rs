@@ -15,9 +15,9 @@ use svmx_abi::ring;
 use svmx_abi::status::Status;
 
 use crate::doorbells::QueuePage;
-use crate::execute::{Access, Work};
 use crate::faults::write_entry;
 use crate::memory::GuestMemory;
+use crate::work::{Access, Work};
 
 /// A place for a queue.
 #[derive(Debug, Default)]
@@ -50,11 +50,12 @@ impl Queue {
         self.stalled.load(Ordering::Acquire) == u64::from(fault_id) + 1
     }
 
-    /// Records that `state` can't go on without this access.
-    pub fn stall(&self, state: &mut State, access: Access) {
+    /// Records that `state` can't go on without this access; the fault's name.
+    pub fn stall(&self, state: &mut State, access: Access) -> u32 {
         let fault_id = self.next_fault.fetch_add(1, Ordering::Relaxed);
         state.stall = Some(Stall { fault_id, access, reported: false });
         self.stalled.store(u64::from(fault_id) + 1, Ordering::Release);
+        fault_id
     }
 
     /// Takes the stall away if it is of this fault: the access that faulted.
@@ -193,7 +194,7 @@ impl State {
 }
 
 /// What a completion says.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Completion {
     /// How the command ended.
     pub status: Status,

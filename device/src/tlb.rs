@@ -161,6 +161,12 @@ impl Tlb {
         Some(unsafe { page.bind(&self.memory) }.with_access(access))
     }
 
+    /// Drops the translation of `va`, if one is cached.
+    pub fn forget(&mut self, asid: u32, va: u64) {
+        self.small.drop_range(asid, va, va);
+        self.huge.drop_range(asid, va, va);
+    }
+
     /// Applies a change that was published.
     pub fn apply(&mut self, change: Change<GuestMemory>) {
         match change {

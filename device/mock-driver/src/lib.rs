@@ -167,6 +167,11 @@ impl Mock {
         self.ram.word32(address, true).unwrap()
     }
 
+    /// A byte of guest memory.
+    pub fn ram8(&self, address: u64) -> u8 {
+        self.ram.page(address, false).unwrap().word8(address).load(Ordering::Relaxed)
+    }
+
     /// A word of a doorbell page.
     pub fn doorbell(&self, page: u32, offset: u64) -> &AtomicU32 {
         self.doorbells.word32(u64::from(page) * PAGE_SIZE + offset, true).unwrap()

@@ -13,6 +13,8 @@ use svmx_abi::status::Status;
 use mock_driver::{Mock, UserQueue, add, add_indexed, add_strided};
 
 const VA: u64 = 0x7000_0000;
+/// The first so many of `Opcode::ALL` are on one element of 32 or 64 bits, or on none.
+const SCALARS: usize = 15;
 
 /// What the specification says an element becomes (spec 5.2), written as plainly as possible.
 fn expected(opcode: Opcode, wide: bool, m: u64, v: u64, compare: u64) -> u64 {
@@ -44,7 +46,7 @@ proptest! {
     #[test]
     fn scalars_match_the_model(
         program in prop::collection::vec(
-            (0..Opcode::ALL.len(), any::<bool>(), 0..8u64, 0..3u64, any::<u64>(), any::<u64>(), any::<bool>()),
+            (0..SCALARS, any::<bool>(), 0..8u64, 0..3u64, any::<u64>(), any::<u64>(), any::<bool>()),
             1..60,
         ),
     ) {

@@ -34,20 +34,23 @@ fn number() -> impl Strategy<Value = u64> {
 }
 
 fn sqe() -> impl Strategy<Value = Sqe> {
-    let ids = (0..0x20u8, 0..5u8, 0..16u16, any::<bool>());
-    (ids, number(), number(), number(), 0..2000u32, any::<i16>(), number()).prop_map(
-        |((opcode, width, flags, tidy), addr, operand, compare, count, stride, index_addr)| {
+    let ids = (0..0x2au8, 0..5u8, 0..0x40u16, any::<bool>());
+    (ids, number(), number(), number(), 0..2000u32, any::<i16>(), (number(), number())).prop_map(
+        |((opcode, width, flags, tidy), addr, operand, compare, count, stride, (index_addr, arg0))| {
             let bulk = flags & 1 != 0;
             Sqe {
                 opcode: Opcode(opcode),
                 width: WidthLog2(width),
-                flags: SqeFlags(if tidy { flags & 7 } else { flags }),
+                flags: SqeFlags(if tidy { flags & 0x1f } else { flags }),
                 addr,
                 operand,
                 compare: if tidy { 0 } else { compare },
                 count: if tidy && !bulk { 0 } else { count },
                 stride: if tidy { i32::from(stride) & !7 } else { stride.into() },
                 index_addr: if tidy && flags & 2 == 0 { 0 } else { index_addr },
+                arg0: if tidy && opcode < 0x20 && flags & 0x10 == 0 { 0 } else { arg0 },
+                // A WAIT without end would be one: no more than a moment.
+                arg1: 0,
                 ..Default::default()
             }
         },

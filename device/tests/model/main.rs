@@ -4,6 +4,7 @@
 
 mod commands;
 mod faults;
+mod forms;
 mod hostile;
 mod invalidation;
 mod lifecycle;

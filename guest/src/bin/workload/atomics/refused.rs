@@ -41,19 +41,20 @@ pub(super) fn malformed(bench: &mut Bench, _: &Run) -> Result<()> {
         refuse(Sqe { opcode, tag: 0x1234_5678, ..good }, Status::BAD_OPCODE)?;
     }
     for (_, opcode) in Opcode::ALL {
-        let element = !matches!(opcode, Opcode::NOP | Opcode::FENCE);
-        for width in (0..=255)
-            .map(WidthLog2)
-            .filter(|width| !matches!((element, *width), (true, W32 | W64) | (false, WidthLog2(0))))
-        {
-            let operand = Sqe { opcode, width, ..Sqe::default() };
-            refuse(operand, Status::BAD_WIDTH)?;
+        let taken = |width| match opcode {
+            Opcode::NOP | Opcode::FENCE => width == WidthLog2(0),
+            Opcode::COPY | Opcode::FILL => matches!(width, WidthLog2::W8 | W32 | W64),
+            Opcode::CAS => matches!(width, W32 | W64 | WidthLog2::W128),
+            _ => matches!(width, W32 | W64),
+        };
+        for width in (0..=255).map(WidthLog2).filter(|width| !taken(*width)) {
+            refuse(Sqe { opcode, width, ..Sqe::default() }, Status::BAD_WIDTH)?;
         }
-        if opcode != Opcode::FETCH_ADD {
-            let width = if element { W64 } else { WidthLog2(0) };
-            refuse(Sqe { opcode, width, flags: SqeFlags::BULK, ..Sqe::default() }, Status::BAD_OPCODE)?;
+        if !(Opcode::FETCH_ADD.0..=Opcode::FETCH_FADD.0).contains(&opcode.0) {
+            refuse(Sqe { opcode, width: W64, flags: SqeFlags::BULK, ..Sqe::default() }, Status::BAD_OPCODE)?;
         }
     }
+    // From the third on: unknown, or of the bulk form only.
     for bit in 3..16 {
         refuse(Sqe { flags: SqeFlags(1 << bit), ..good }, Status::BAD_FLAGS)?;
     }
