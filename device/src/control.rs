@@ -266,18 +266,19 @@ impl<I: Instrument> Controller<I> {
         Ok(())
     }
 
-    fn destroy_queue(&self, body: control::DestroyQueue) -> Result<(), Status> {
+    fn destroy_queue(&mut self, body: control::DestroyQueue) -> Result<(), Status> {
         let queue = self.model.queues.get(body.queue).ok_or(Status::BAD_ID)?;
         // An engine that works on it lets go at its next element.
         queue.want(true);
         self.model.invalidations.publish(Record::Attention);
         let mut state = queue.state.lock();
         queue.want(false);
-        let asid = state.as_ref().ok_or(Status::BAD_ID)?.rings.asid;
+        let rings = state.as_ref().ok_or(Status::BAD_ID)?.rings;
         queue.forget(&mut state);
+        self.instrument.destroyed(&rings);
         self.model.queues.deactivate(body.queue);
         drop(state);
-        if let Some(context) = self.model.contexts.lock().get(asid) {
+        if let Some(context) = self.model.contexts.lock().get(rings.asid) {
             context.queues -= 1;
         }
         Ok(())
@@ -290,7 +291,7 @@ impl<I: Instrument> Controller<I> {
             let asid = state.rings.asid;
             let page = body.translation().and_then(|pte| translation(memory, pte, access));
             if let (Some(page), Some((work, _))) = (page, state.work.as_mut()) {
-                instrument.translated(asid, access.va, page);
+                instrument.translated(asid, access.va, PAGE_SIZE, page);
                 let before = work.applied;
                 model.execute.perform(&mut Watch { asid, instrument }, work, access, page);
                 model.counters.add(*number, Counter::Elements, u64::from(work.applied - before));
@@ -350,15 +351,15 @@ impl<I: Instrument> Controller<I> {
     }
 
     fn publish(&mut self, record: Record) {
+        self.instrument.invalidating(record);
         self.model.invalidations.publish(record);
-        self.instrument.invalidated(record);
     }
 
     /// spec 8.3.
     fn sync(&mut self) -> Result<(), Status> {
         let invalidations = &self.model.invalidations;
         invalidations.wait(invalidations.latest(), Some(self.number));
-        self.instrument.synced();
+        self.instrument.synced(&self.memory);
         self.model.counters.add(self.number, Counter::Syncs, 1);
         Ok(())
     }

@@ -19,7 +19,7 @@ use crate::complain::complain;
 use crate::config::{ConfigSpace, positions};
 use crate::control::Controller;
 use crate::engine::Engine;
-use crate::instrument::{Instrument, Plain};
+use crate::instrument::{Instrument, Plain, Thread};
 use crate::memory::{DmaMap, GuestMemory, MemoryError, Removed};
 use crate::model::{ControlRing, Model, Options};
 use crate::regs::{self, Part, Register, RingRegisters};
@@ -66,21 +66,23 @@ pub struct Device {
 impl Device {
     /// A device in its reset state, its threads asleep.
     pub fn new(options: Options) -> Result<Self, DeviceError> {
-        Self::watched(options, |_| Plain)
+        Self::watched(options, |_, _| Plain)
     }
 
-    /// The same with an instrument for each thread that works: engines from 0 up, then the control thread.
+    /// The same with an instrument for each thread that works.
     pub fn watched<I: Instrument>(
         options: Options,
-        mut instrument: impl FnMut(usize) -> I,
+        mut instrument: impl FnMut(&Arc<Model>, Thread) -> I,
     ) -> Result<Self, DeviceError> {
         let model = Arc::new(Model::new(options).map_err(DeviceError::Doorbells)?);
         let mut threads = Vec::new();
         for number in 0..model.options.engines {
-            let engine = Engine::new(model.clone(), number, instrument(number));
+            let watched = instrument(&model, Thread::Engine(number as u16));
+            let engine = Engine::new(model.clone(), number, watched);
             threads.push(spawn(format!("engine-{number}"), move || engine.run())?);
         }
-        let controller = Controller::new(model.clone(), instrument(model.control_thread()));
+        let watched = instrument(&model, Thread::Control);
+        let controller = Controller::new(model.clone(), watched);
         threads.push(spawn("control".into(), move || controller.run())?);
         Ok(Device {
             model,

@@ -12,12 +12,16 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use parking_lot::Mutex;
 use svmx_abi::pci::NUM_VECTORS;
 
+use crate::instrument::Hook;
+
 /// All vectors.
 #[derive(Debug, Default)]
 pub struct Interrupts {
     vectors: [Mutex<Vector>; NUM_VECTORS as usize],
     /// Bus mastering. Read with a vector's lock held.
     permitted: AtomicBool,
+    /// Who is told of vectors that are raised, and may take one (true) to deliver it later.
+    pub detour: Hook<u16, bool>,
 }
 
 #[derive(Debug, Default)]
@@ -27,9 +31,15 @@ struct Vector {
 }
 
 impl Interrupts {
-    /// Raises a vector, at once or as soon as it has an event. One out of range is ignored: who may
-    /// name it is checked where it is parsed.
+    /// Raises a vector. One out of range is ignored: who may name it is checked where it is parsed.
     pub fn raise(&self, vector: u16) {
+        if self.detour.call(vector) != Some(true) {
+            self.deliver_now(vector);
+        }
+    }
+
+    /// Delivers a vector that was raised: at once, or as soon as it has an event and may be.
+    pub fn deliver_now(&self, vector: u16) {
         if let Some(vector) = self.vectors.get(usize::from(vector)) {
             let mut vector = vector.lock();
             vector.pending = true;

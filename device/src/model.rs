@@ -17,6 +17,7 @@ use crate::counters::Counters;
 use crate::doorbells::Doorbells;
 use crate::execute;
 use crate::faults::{Fault, FaultQueue, Reported};
+use crate::instrument::{Hook, Upheaval};
 use crate::invalidate::{Invalidations, Record};
 use crate::irq::Interrupts;
 use crate::memory::GuestMemory;
@@ -63,6 +64,8 @@ pub struct Model {
     pub execute: execute::Memory,
     /// Users are the engines, then the control thread.
     pub invalidations: Arc<Invalidations<GuestMemory>>,
+    /// Who is told of what happens to the device as a whole.
+    pub upheaval: Hook<Upheaval, ()>,
     /// Engines that sleep.
     pub engines: Sleepers,
     /// The control thread when it sleeps.
@@ -149,6 +152,7 @@ impl Model {
             faults: FaultQueue::default(),
             execute: execute::Memory::new(options.rmw_delay),
             invalidations: Arc::new(Invalidations::new(engines + 1, Arc::default())),
+            upheaval: Hook::default(),
             engines: Sleepers::new(engines as u32),
             controller: Sleepers::new(1),
             nudged: AtomicBool::new(false),
@@ -188,6 +192,7 @@ impl Model {
     /// Changes the conditions. When this returns and they forbid to run, no thread but `except` uses
     /// guest memory or raises an interrupt; if they allow it, all threads look for work.
     pub fn change(&self, except: Option<usize>, change: impl FnOnce(&mut Conditions)) {
+        self.upheaval.call(Upheaval::Begins);
         let running = {
             let mut conditions = self.conditions.lock();
             change(&mut conditions);
@@ -202,14 +207,17 @@ impl Model {
         } else {
             self.invalidations.wait(generation, except);
         }
+        self.upheaval.call(Upheaval::Ends);
     }
 
     /// Replaces guest memory; when this returns nobody uses what is not in `memory`.
     pub fn replace_memory(&self, memory: GuestMemory) {
+        self.upheaval.call(Upheaval::Begins);
         let generation = self.invalidations.replace(Arc::new(memory));
         // Sleepers use nothing but hold the old mappings: they shall let go of them.
         self.wake_all();
         self.invalidations.wait(generation, None);
+        self.upheaval.call(Upheaval::Ends);
     }
 
     /// Back to the state before any control entry (spec 1.1). The device does not run.
@@ -224,6 +232,7 @@ impl Model {
         self.faults.start(0, 0);
         self.interrupts.reset();
         self.doorbells.clear();
+        self.upheaval.call(Upheaval::Reset);
     }
 
     /// Ends all threads; the device does not run again.

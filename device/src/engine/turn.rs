@@ -2,6 +2,7 @@
 
 //! An engine's turn at a queue that it has locked: commands begin, go on, stall and complete.
 
+use svmx_abi::pte::{self, HUGE_LEVEL};
 use svmx_abi::regs::Counter;
 use svmx_abi::status::Status;
 
@@ -190,13 +191,14 @@ fn translate<'t, I: Instrument>(
         return tlb.lookup(rings.asid, access.va).ok_or(Miss::Fault);
     }
     model.counters.add(thread, Counter::Walks, 1);
-    let page = walk(tlb, rings, access)?;
-    instrument.translated(rings.asid, access.va, page);
+    let (page, span) = walk(tlb, rings, access)?;
+    instrument.translated(rings.asid, access.va, span, page);
     Ok(page)
 }
 
+/// The page, and the bytes of the leaf that leads there.
 #[cold]
-fn walk<'t>(tlb: &'t mut Tlb, rings: &Rings, access: &Access) -> Result<Page<'t>, Miss> {
+fn walk<'t>(tlb: &'t mut Tlb, rings: &Rings, access: &Access) -> Result<(Page<'t>, u64), Miss> {
     let translation = mmu::walk(tlb.memory(), rings.root, access.va).map_err(|error| match error {
         WalkError::NotMapped => Miss::Fault,
         WalkError::BadMemory => Miss::End(Status::BAD_MEMORY),
@@ -206,7 +208,8 @@ fn walk<'t>(tlb: &'t mut Tlb, rings: &Rings, access: &Access) -> Result<Page<'t>
         return Err(Miss::Fault);
     }
     let page = tlb.fill(rings.asid, access.va, translation).ok_or(Miss::End(Status::BAD_MEMORY))?;
-    if usable(page, access) { Ok(page) } else { Err(Miss::End(Status::BAD_MEMORY)) }
+    let span = pte::span(if translation.huge { HUGE_LEVEL } else { 0 });
+    if usable(page, access) { Ok((page, span)) } else { Err(Miss::End(Status::BAD_MEMORY)) }
 }
 
 /// Whether a translation suffices for an access: the permissions of the page table, and those of the
