@@ -12,7 +12,7 @@ use svmx_abi::pci::{
     BAR_DOORBELLS_SIZE, MAX_QUEUES, MAX_RING_LOG2, MIN_RING_LOG2, MSIX_PBA_OFFSET, NUM_VECTORS, VECTOR_EVENT,
     page_offset,
 };
-use svmx_abi::regs::{Control, Counter, DeviceStatus, FatalError};
+use svmx_abi::regs::{Control, Counter, DeviceStatus, FatalError, MAX_LOOKAHEAD};
 use svmx_abi::ring;
 
 use crate::complain::complain;
@@ -233,6 +233,7 @@ impl Device {
             Register::CtlLog2 => self.rings.ctl_log2.into(),
             Register::FaultBase => self.rings.fault_base,
             Register::FaultLog2 => self.rings.fault_log2.into(),
+            Register::LookAhead => self.rings.lookahead.into(),
             Register::Counter(counter) => self.model.counters.read(counter),
         }
     }
@@ -246,6 +247,7 @@ impl Device {
             Register::CtlLog2 => self.rings.ctl_log2 = value as u32,
             Register::FaultBase => self.rings.fault_base = part.replace(self.rings.fault_base, value),
             Register::FaultLog2 => self.rings.fault_log2 = value as u32,
+            Register::LookAhead => self.rings.lookahead = (value as u32).min(MAX_LOOKAHEAD),
             _ => {}
         }
     }
@@ -271,14 +273,15 @@ impl Device {
             self.fail(FatalError::BadRing);
             return;
         }
-        let RingRegisters { ctl_base, ctl_log2, fault_base, fault_log2 } = self.rings;
+        let RingRegisters { ctl_base, ctl_log2, fault_base, fault_log2, lookahead } = self.rings;
         *self.model.control_ring.lock() = ControlRing { base: ctl_base, log2: ctl_log2 as u8, head: 0 };
         self.model.faults.start(fault_base, fault_log2 as u8);
+        self.model.set_lookahead(lookahead);
         self.model.change(None, |conditions| conditions.enabled = true);
     }
 
     fn rings_usable(&self) -> bool {
-        let RingRegisters { ctl_base, ctl_log2, fault_base, fault_log2 } = self.rings;
+        let RingRegisters { ctl_base, ctl_log2, fault_base, fault_log2, .. } = self.rings;
         let good = |base: u64, log2: u32, write| {
             let sizes = u32::from(MIN_RING_LOG2)..=u32::from(MAX_RING_LOG2);
             let bytes = 64 << log2.min(MAX_RING_LOG2.into());

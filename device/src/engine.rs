@@ -10,6 +10,7 @@
 //! quiet (spec 4.3), and sleeps when none is left. Others sleep when they have found nothing for as long.
 //! An engine that finds work while there is more than one active queue wakes another.
 
+mod ahead;
 mod turn;
 
 use std::sync::Arc;

@@ -12,6 +12,7 @@ use svmx_abi::ring;
 
 use crate::doorbells::DriverPage;
 use crate::memory::GuestMemory;
+use crate::queue::{Rings, Stall};
 
 /// A fault to be reported.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +29,24 @@ pub struct Fault {
     pub va: u64,
     /// What is wanted there.
     pub access: AccessKind,
+    /// Set if nothing waits for it (spec 7.3): consecutive pages that will be needed.
+    pub ahead: Option<u32>,
+}
+
+impl Fault {
+    /// The fault that stalls a queue in a command of that tag.
+    pub fn of(rings: &Rings, tag: u32, stall: &Stall) -> Self {
+        let Stall { fault_id, access, .. } = stall;
+        Fault {
+            queue: rings.queue,
+            asid: rings.asid,
+            tag,
+            fault_id: *fault_id,
+            va: access.va,
+            access: access.kind,
+            ahead: None,
+        }
+    }
 }
 
 /// What became of a report.
@@ -75,20 +94,24 @@ impl FaultQueue {
         self.waiting.lock().clear();
     }
 
-    /// Writes a record if there is room (spec 4.2, 4.4).
+    /// Writes a record if there is room (spec 4.2, 4.4): of what is reported ahead, in half of the ring.
     pub fn write(&self, memory: &GuestMemory, page: DriverPage<'_>, fault: &Fault) -> Reported {
         let mut ring = self.ring.lock();
+        let entries = ring::entries(ring.log2);
+        let room = if fault.ahead.is_some() { entries / 2 } else { entries };
         match ring::pending(page.fault_head.load(), ring.tail, ring.log2) {
             None => return Reported::BadHead,
-            Some(pending) if pending == ring::entries(ring.log2) => return Reported::Full,
+            Some(pending) if pending >= room => return Reported::Full,
             Some(_) => {}
         }
+        let head = FaultHead::new(ring::phase(ring.tail, ring.log2), fault.access, fault.queue);
         let record = FaultRecord {
-            head: FaultHead::new(ring::phase(ring.tail, ring.log2), fault.access, fault.queue),
+            head: if fault.ahead.is_some() { head.look_ahead() } else { head },
             asid: fault.asid,
             fault_id: fault.fault_id,
             va: fault.va,
             tag: fault.tag,
+            pages: fault.ahead.unwrap_or(1),
             ..Default::default()
         };
         let words: [u64; 8] = zerocopy::transmute!(record);

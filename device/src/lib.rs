@@ -8,6 +8,7 @@
 //! [`control`] thread executes the driver's control queue. [`invalidate`] is how changes reach them all.
 //! Around it: what the [`host`] gives, and the [`sandbox`] that the process locks itself into.
 
+pub mod ahead;
 pub mod command;
 mod complain;
 mod compute;

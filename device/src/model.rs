@@ -6,7 +6,7 @@
 //! guest ([`crate::device`]).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -60,6 +60,8 @@ pub struct Model {
     pub control_ring: Mutex<ControlRing>,
     /// The fault queue.
     pub faults: FaultQueue,
+    /// Pages that a fault may report ahead (`LOOKAHEAD`).
+    lookahead: AtomicU32,
     /// How elements are done.
     pub execute: execute::Memory,
     /// Users are the engines, then the control thread.
@@ -150,6 +152,7 @@ impl Model {
             contexts: Mutex::default(),
             control_ring: Mutex::default(),
             faults: FaultQueue::default(),
+            lookahead: AtomicU32::new(0),
             execute: execute::Memory::new(options.rmw_delay),
             invalidations: Arc::new(Invalidations::new(engines + 1, Arc::default())),
             upheaval: Hook::default(),
@@ -182,6 +185,16 @@ impl Model {
     #[inline]
     pub fn running(&self) -> bool {
         self.running.load(Ordering::Relaxed)
+    }
+
+    /// Pages that a fault may report ahead (spec 7.3).
+    pub fn lookahead(&self) -> u32 {
+        self.lookahead.load(Ordering::Relaxed)
+    }
+
+    /// Sets that, while the device does not run.
+    pub fn set_lookahead(&self, pages: u32) {
+        self.lookahead.store(pages, Ordering::Relaxed);
     }
 
     /// Whether threads shall end.
@@ -278,14 +291,8 @@ impl Model {
     /// Reports a queue's fault, if there is room; the queue's state is locked.
     pub fn report(&self, thread: usize, memory: &GuestMemory, state: &mut State) -> Reported {
         let Some(stall) = state.stall.as_mut() else { return Reported::Written { armed: false } };
-        let fault = Fault {
-            queue: state.rings.queue,
-            asid: state.rings.asid,
-            tag: state.work.map_or(0, |(_, tag)| tag),
-            fault_id: stall.fault_id,
-            va: stall.access.va,
-            access: stall.access.kind,
-        };
+        let tag = state.work.map_or(0, |(_, tag)| tag);
+        let fault = Fault::of(&state.rings, tag, stall);
         let reported = self.faults.write(memory, self.doorbells.driver(), &fault);
         if let Reported::Written { armed } = reported {
             stall.reported = true;

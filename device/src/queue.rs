@@ -14,6 +14,7 @@ use svmx_abi::queue::{Cqe, CqeHead, Sqe};
 use svmx_abi::ring;
 use svmx_abi::status::Status;
 
+use crate::ahead::Pending;
 use crate::doorbells::QueuePage;
 use crate::faults::write_entry;
 use crate::memory::GuestMemory;
@@ -104,6 +105,8 @@ pub struct State {
     pub work: Option<(Work, u32)>,
     /// Set while a fault is outstanding.
     pub stall: Option<Stall>,
+    /// What was reported for the command in progress.
+    pub pending: Pending,
     /// Ignored until it is destroyed (spec 4.5).
     pub broken: bool,
     /// Whether `NEED_KICK` is 0.
@@ -148,6 +151,7 @@ impl State {
             cq_tail: 0,
             work: None,
             stall: None,
+            pending: Pending::default(),
             broken: false,
             polled: false,
             quiet_since: None,

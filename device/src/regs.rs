@@ -22,6 +22,7 @@ pub enum Register {
     CtlLog2,
     FaultBase,
     FaultLog2,
+    LookAhead,
     Counter(Counter),
 }
 
@@ -90,6 +91,7 @@ fn at(offset: u64) -> Option<(Register, bool)> {
         regs::CTL_LOG2 => Some((Register::CtlLog2, false)),
         regs::FAULT_BASE => Some((Register::FaultBase, true)),
         regs::FAULT_LOG2 => Some((Register::FaultLog2, false)),
+        regs::LOOKAHEAD => Some((Register::LookAhead, false)),
         _ => {
             let counter = Counter::ALL.into_iter().find(|counter| counter.offset() == offset)?;
             Some((Register::Counter(counter), true))
@@ -108,6 +110,8 @@ pub struct RingRegisters {
     pub fault_base: u64,
     /// `FAULT_LOG2`.
     pub fault_log2: u32,
+    /// `LOOKAHEAD`, in its range.
+    pub lookahead: u32,
 }
 
 #[cfg(test)]

@@ -145,6 +145,11 @@ impl Work {
         self.ended = Some((status, va));
     }
 
+    /// What is in progress.
+    pub fn command(&self) -> &Command {
+        &self.command
+    }
+
     /// Whether it is a WAIT that has looked in vain: its next look can be later.
     pub fn waits(&self) -> bool {
         self.waits && self.applied == 0 && self.ended.is_none()

@@ -2,6 +2,7 @@
 
 //! An engine's turn at a queue that it has locked: commands begin, go on, stall and complete.
 
+use svmx_abi::fault::AccessKind;
 use svmx_abi::pte::{self, HUGE_LEVEL};
 use svmx_abi::regs::Counter;
 use svmx_abi::status::Status;
@@ -143,7 +144,9 @@ impl<I: Instrument> Engine<I> {
         let room = !model.faults.crowded();
         let memory = self.tlb.memory();
         let reported = room && matches!(model.report(self.number, memory, state), Reported::Written { .. });
-        if !reported {
+        if reported {
+            self.look_ahead(model, state);
+        } else {
             // The control thread reports it when there is room, or finds out what is wrong. It looks
             // at FAULT_HEAD after this, so no move of the head is missed.
             model.faults.wait_for_room(state.rings.queue);
@@ -155,6 +158,7 @@ impl<I: Instrument> Engine<I> {
     fn complete(&mut self, model: &Model, state: &mut State, page: QueuePage<'_>) -> Result<(), RingLost> {
         let Some((work, tag)) = state.work.take() else { return Ok(()) };
         let Some(completion) = work.completion(tag) else { return Ok(()) };
+        state.pending.clear();
         self.instrument.end(&state.rings, &completion);
         let armed = state.complete(self.tlb.memory(), page, completion)?;
         model.counters.add(self.number, Counter::Commands, 1);
@@ -187,7 +191,7 @@ fn translate<'t, I: Instrument>(
         tlb.forget(rings.asid, access.va);
     }
     // Looked up twice because a page that is returned borrows the TLB.
-    if tlb.lookup(rings.asid, access.va).is_some_and(|page| usable(page, access)) {
+    if tlb.lookup(rings.asid, access.va).is_some_and(|page| usable(page, access.kind)) {
         return tlb.lookup(rings.asid, access.va).ok_or(Miss::Fault);
     }
     model.counters.add(thread, Counter::Walks, 1);
@@ -209,12 +213,12 @@ fn walk<'t>(tlb: &'t mut Tlb, rings: &Rings, access: &Access) -> Result<(Page<'t
     }
     let page = tlb.fill(rings.asid, access.va, translation).ok_or(Miss::End(Status::BAD_MEMORY))?;
     let span = pte::span(if translation.huge { HUGE_LEVEL } else { 0 });
-    if usable(page, access) { Ok((page, span)) } else { Err(Miss::End(Status::BAD_MEMORY)) }
+    if usable(page, access.kind) { Ok((page, span)) } else { Err(Miss::End(Status::BAD_MEMORY)) }
 }
 
 /// Whether a translation suffices for an access: the permissions of the page table, and those of the
 /// DMA map.
 #[inline]
-fn usable(page: Page<'_>, access: &Access) -> bool {
-    mmu::allows(page.access(), access.kind) && (page.writable() || !access.writes())
+pub(super) fn usable(page: Page<'_>, kind: AccessKind) -> bool {
+    mmu::allows(page.access(), kind) && (page.writable() || kind == AccessKind::READ)
 }

@@ -2,6 +2,7 @@
 
 //! The device against a mock driver in the same process: no transport, no guest.
 
+mod ahead;
 mod commands;
 mod faults;
 mod forms;
