@@ -25,11 +25,13 @@
 //! the records that each user has yet to apply, at most [`LOG_LEN`], under the mutex.
 //! Publishers may themselves be users: they don't wait for themselves, and must not be waited for by
 //! engines.
+//!
+//! Every fence and ordering here is checked by `model-check/`, against what goes wrong without it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::Ordering;
 
-use parking_lot::Mutex;
+use crate::sync::{AtomicU64, Mutex, fence, spin_loop, yield_now};
 
 /// Records that a user may be behind before it must drop everything.
 pub const LOG_LEN: usize = 256;
@@ -126,7 +128,7 @@ impl<S> Invalidations<S> {
             // OFFLINE is the greatest value.
             while Some(user) != except && seen.0.load(Ordering::Acquire) < generation {
                 spins += 1;
-                if spins.is_multiple_of(64) { std::thread::yield_now() } else { std::hint::spin_loop() }
+                if spins.is_multiple_of(64) { yield_now() } else { spin_loop() }
             }
         }
     }
@@ -192,7 +194,9 @@ impl<S> User<S> {
 
     /// Goes online. The first element may follow when this has returned.
     pub fn enter(&mut self, apply: impl FnMut(Change<S>)) {
-        self.shared.seen[self.index].0.store(self.seen, Ordering::Relaxed);
+        // Release, as in `catch_up`: whoever reads this value relies on what was done before it was reached,
+        // and perhaps never saw the store that said so first.
+        self.shared.seen[self.index].0.store(self.seen, Ordering::Release);
         // Partner: the fence in `Invalidations::wait`.
         fence(Ordering::SeqCst);
         if self.behind() {
@@ -301,7 +305,7 @@ mod tests {
         for _ in 0..2_000 {
             gone.store(false, Ordering::Release);
             valid.store(true, Ordering::Release);
-            std::thread::yield_now();
+            yield_now();
             valid.store(false, Ordering::Release);
             shared.wait(shared.publish(Record::All), None);
             gone.store(true, Ordering::Release);

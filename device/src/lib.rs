@@ -32,6 +32,7 @@ pub mod queue;
 pub mod regs;
 pub mod sandbox;
 pub mod sleep;
+mod sync;
 pub mod tlb;
 pub mod vfio;
 pub mod work;

@@ -7,9 +7,9 @@
 //! its own between its reason and its look at the count: either it sees the sleeper, or the sleeper
 //! sees the reason. While nobody sleeps a wake-up is one fence and one load.
 
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::Ordering;
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{AtomicU32, Condvar, Mutex, fence};
 
 /// Threads of one kind that sleep when they have nothing to do.
 #[derive(Debug)]

@@ -39,7 +39,7 @@ struct Check {
     needs: Option<&'static str>,
 }
 
-const CHECKS: [Check; 6] = [
+const CHECKS: [Check; 7] = [
     Check {
         name: "fmt",
         shows: "the sources are formatted",
@@ -56,6 +56,12 @@ const CHECKS: [Check; 6] = [
         name: "device",
         shows: "the device against models, a mock driver and a real socket",
         arguments: &["test", "--package", "svmx-device"],
+        needs: None,
+    },
+    Check {
+        name: "model-check",
+        shows: "invalidation and sleeping in every interleaving, and that no fence could be left out",
+        arguments: &["test", "--package", "svmx-model-check"],
         needs: None,
     },
     Check {
