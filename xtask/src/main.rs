@@ -20,7 +20,7 @@ mod vm;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use commands::{doctor, run, setup, shell, test};
+use commands::{bench, doctor, run, setup, shell, test};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -38,6 +38,8 @@ enum Command {
     Run(run::Options),
     /// Runs every test, cheapest first
     Test(test::Options),
+    /// Measures the device, each figure next to what it is compared with
+    Bench(bench::Options),
     /// Makes toolchain, kernel and programs ahead of their first use
     Setup(setup::Options),
     /// Says what is here, what is missing, and what to type
@@ -53,6 +55,7 @@ async fn execute(command: Command) -> Result<()> {
     match command {
         Command::Run(options) => run::run(options).await,
         Command::Test(options) => test::run(options).await,
+        Command::Bench(options) => bench::run(options).await,
         Command::Setup(options) => setup::run(options).await,
         Command::Doctor => doctor::run().await,
         Command::Shell(options) => shell::run(options).await,

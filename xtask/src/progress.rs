@@ -49,6 +49,14 @@ impl Progress {
         say(self.spinners.as_ref(), line.as_ref());
     }
 
+    /// A result, for stdout, while a step may be under way.
+    pub(crate) fn result(&self, line: impl AsRef<str>) {
+        match &self.spinners {
+            Some(spinners) => spinners.suspend(|| println!("{}", line.as_ref())),
+            None => println!("{}", line.as_ref()),
+        }
+    }
+
     /// Something for `-v` only.
     pub(crate) fn detail(&self, line: impl AsRef<str>) {
         if self.verbose {

@@ -54,7 +54,7 @@ impl JsonFile {
         Ok(JsonFile { path: path.to_owned(), file })
     }
 
-    pub(crate) fn write(self, rows: &[Row]) -> anyhow::Result<()> {
+    pub(crate) fn write<R: Serialize>(self, rows: &[R]) -> anyhow::Result<()> {
         let mut writer = BufWriter::new(self.file);
         serde_json::to_writer_pretty(&mut writer, rows)
             .map_err(anyhow::Error::from)

@@ -25,7 +25,7 @@ use svmx_device::model::Options;
 
 pub use rings::{UserQueue, add, add_indexed, add_strided};
 
-/// Guest memory, at guest-physical 0.
+/// Bytes of guest memory, at guest-physical 0, unless more was asked for.
 pub const RAM: u64 = 32 << 20;
 /// When something is taken to hang.
 pub const HANG: Duration = Duration::from_secs(60);
@@ -44,6 +44,7 @@ pub struct Mock {
     /// A view of guest memory of the driver's own.
     pub ram: GuestMemory,
     ram_file: File,
+    ram_size: u64,
     doorbells: GuestMemory,
     state: Mutex<State>,
     fault_log2: u8,
@@ -85,15 +86,30 @@ impl Mock {
 
     /// With these options, and a fault queue of 2^`fault_log2` entries.
     pub fn with(options: Options, fault_log2: u8) -> Self {
+        Self::with_ram(options, fault_log2, RAM)
+    }
+
+    /// The same with `ram_size` bytes of guest memory, whole pages.
+    pub fn with_ram(options: Options, fault_log2: u8, ram_size: u64) -> Self {
         let device = Device::new(options).unwrap();
-        let ram_file = memfd(RAM);
-        let ram = mapped(ram_file.try_clone().unwrap(), RAM);
+        let ram_file = memfd(ram_size);
+        let ram = mapped(ram_file.try_clone().unwrap(), ram_size);
         let doorbells = mapped(device.doorbell_file().try_clone().unwrap(), BAR_DOORBELLS_SIZE);
         let state = Mutex::new(State { next_page: 1, ..Default::default() });
         let (ctl_base, fault_base, notify) = (0, 0, 0);
         let device = Mutex::new(device);
-        let mut mock =
-            Mock { device, ram, ram_file, doorbells, state, fault_log2, ctl_base, fault_base, notify };
+        let mut mock = Mock {
+            device,
+            ram,
+            ram_file,
+            ram_size,
+            doorbells,
+            state,
+            fault_log2,
+            ctl_base,
+            fault_base,
+            notify,
+        };
         mock.ctl_base = mock.pages(1);
         mock.fault_base = mock.pages(1 << fault_log2 >> 6 | 1);
         mock.notify = mock.pages(1);
@@ -105,7 +121,7 @@ impl Mock {
     /// Gives the device all of guest memory.
     pub fn map_ram(&self) {
         let file = self.ram_file.try_clone().unwrap();
-        let map = DmaMap { address: 0, size: RAM, file, offset: 0, writable: true };
+        let map = DmaMap { address: 0, size: self.ram_size, file, offset: 0, writable: true };
         self.device.lock().dma_map(map).unwrap();
     }
 
@@ -153,7 +169,7 @@ impl Mock {
         let mut state = self.state.lock();
         let page = state.next_page;
         state.next_page += count;
-        assert!(state.next_page * PAGE_SIZE <= RAM, "out of memory");
+        assert!(state.next_page * PAGE_SIZE <= self.ram_size, "out of memory");
         page * PAGE_SIZE
     }
 

@@ -2,6 +2,7 @@
 
 //! The commands, a file each.
 
+pub(crate) mod bench;
 pub(crate) mod doctor;
 pub(crate) mod run;
 pub(crate) mod setup;

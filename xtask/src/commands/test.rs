@@ -55,7 +55,7 @@ const CHECKS: [Check; 7] = [
     Check {
         name: "device",
         shows: "the device against models, a mock driver and a real socket",
-        arguments: &["test", "--package", "svmx-device"],
+        arguments: &["test", "--package", "svmx-device", "--package", "svmx-measure"],
         needs: None,
     },
     Check {

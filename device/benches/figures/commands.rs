@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Single commands: their rate, their latency, and what a fault costs without a guest.
+
+use std::hint::spin_loop;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use measure::cpu::{self, Places};
+use measure::sample::Side;
+use measure::{Aim, Comparison, Row, Samples, alternate};
+use mock_driver::{HANG, Mock, Space, add};
+use svmx_abi::control::Replay;
+use svmx_abi::pci::PAGE_SIZE;
+use svmx_abi::pte::{Access, Pte};
+use svmx_device::model::Options;
+
+use crate::arena::{Arena, millions_per_second};
+use crate::process::Process;
+use crate::ring::{ENTRIES, Ring};
+
+const VA: u64 = 1 << 40;
+/// Commands of a round through a full ring.
+const COMMANDS: u32 = 1 << 17;
+/// Trapped writes of a round.
+const WRITES: u32 = 2_000;
+/// Round trips of a round.
+const TRIPS: usize = 4_000;
+/// Faults of a round.
+const FAULTS: usize = 256;
+
+/// A device with one engine that goes on polling between the commands of these figures.
+fn polling() -> (Arena, Space, u64) {
+    let options = Options { engines: 1, poll: Duration::from_millis(2), ..Default::default() };
+    let arena = Arena::new(options, 16 << 20);
+    let (space, frame) = (arena.mock.space(), arena.mock.pages(1));
+    arena.mock.map(space, VA, Pte::leaf(frame, Access::EXCLUSIVE));
+    (arena, space, frame)
+}
+
+fn submitter() -> Option<usize> {
+    Places::find().map(|places| places.submitter)
+}
+
+/// A ring that is kept full, against trapped writes.
+pub(crate) fn rate(name: &str, rounds: usize) -> Vec<Row> {
+    let mut process = Process::start();
+    let (arena, space, frame) = polling();
+    let mut ring = Ring::new(&arena.mock, space);
+    let sides: Vec<Side<'_>> = vec![
+        Box::new(|| {
+            let _bound = cpu::bound(submitter());
+            let start = Instant::now();
+            keep_full(&mut ring, COMMANDS);
+            millions_per_second(COMMANDS as usize, start.elapsed())
+        }),
+        Box::new(|| {
+            let start = Instant::now();
+            (0..WRITES).for_each(|value| process.trapped_write(value.into()));
+            millions_per_second(WRITES as usize, start.elapsed())
+        }),
+    ];
+    let comparison = pair(alternate(rounds, sides));
+    let done = arena.mock.ram64(frame).load(Ordering::Relaxed);
+    assert_eq!(done % u64::from(COMMANDS), 0, "commands were lost");
+    let figure = format!("single FETCH_ADD, ring of {ENTRIES} kept full, in cache");
+    let with = "trapped register write: a round trip on the socket, without QEMU";
+    let row = Row::compared(name, &figure, "M/s", with, &comparison, Aim::RatioAtLeast(100.0));
+    vec![row.with_note("a guest's trapped write takes an exit and QEMU's work on top of that round trip")]
+}
+
+fn keep_full(ring: &mut Ring<'_>, commands: u32) {
+    let (mut submitted, mut completed) = (0, 0);
+    while completed < commands {
+        let before = submitted;
+        while submitted < commands && ring.put(add(VA, 1)) {
+            submitted += 1;
+        }
+        if submitted != before {
+            ring.ring();
+        }
+        completed += ring.take();
+    }
+}
+
+/// One command at a time.
+pub(crate) fn latency(name: &str, rounds: usize) -> Vec<Row> {
+    let (arena, space, _) = polling();
+    let mut ring = Ring::new(&arena.mock, space);
+    let sides: Vec<Side<'_>> = vec![
+        Box::new(|| {
+            let _bound = cpu::bound(submitter());
+            median_of(TRIPS, || one(&mut ring))
+        }),
+        Box::new(word_between_threads),
+    ];
+    let comparison = pair(alternate(rounds, sides));
+    let figure = "doorbell to completion, single FETCH_ADD, polling device";
+    let with = "a word in shared memory to another thread and back";
+    vec![Row::compared(name, figure, "us", with, &comparison, Aim::ValueAtMost(2.0))]
+}
+
+fn one(ring: &mut Ring<'_>) {
+    assert!(ring.put(add(VA, 1)));
+    ring.ring();
+    while ring.take() == 0 {
+        spin_loop();
+    }
+}
+
+/// A command on a page that is not there, until its completion: fault record, page table, REPLAY.
+pub(crate) fn fault(name: &str, rounds: usize) -> Vec<Row> {
+    let (arena, space, frame) = polling();
+    let mock = &arena.mock;
+    let mut ring = Ring::new(mock, space);
+    let mut page = 1;
+    let sides: Vec<Side<'_>> = vec![
+        Box::new(|| {
+            let _bound = cpu::bound(submitter());
+            median_of(FAULTS, || {
+                faulting(mock, space, &mut ring, VA + page * PAGE_SIZE, frame);
+                page += 1;
+            })
+        }),
+        Box::new(word_between_threads),
+    ];
+    let comparison = pair(alternate(rounds, sides));
+    let figure = "doorbell to completion, FETCH_ADD that faults and is replayed";
+    let with = "a word in shared memory to another thread and back";
+    vec![Row::compared(name, figure, "us", with, &comparison, Aim::None)]
+}
+
+fn faulting(mock: &Mock, space: Space, ring: &mut Ring<'_>, va: u64, frame: u64) {
+    assert!(ring.put(add(va, 1)));
+    ring.ring();
+    let fault = mock.next_fault();
+    assert_eq!((fault.va, fault.head.queue()), (va, ring.id));
+    let pte = Pte::leaf(frame, Access::EXCLUSIVE);
+    mock.map(space, va, pte);
+    mock.post(Replay { queue: ring.id, fault_id: fault.fault_id, pte: pte.0, ..Default::default() });
+    while ring.take() == 0 {
+        spin_loop();
+    }
+}
+
+/// The median of single durations, in microseconds.
+fn median_of(count: usize, mut trip: impl FnMut()) -> f64 {
+    let time = |_| {
+        let start = Instant::now();
+        trip();
+        start.elapsed().as_secs_f64() * 1e6
+    };
+    (0..count).map(time).collect::<Samples>().median()
+}
+
+/// A word goes to a thread on the engine's CPU, and its answer comes back in another.
+fn word_between_threads() -> f64 {
+    let (there, back) = (Line::default(), Line::default());
+    let last = TRIPS as u32;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let _bound = cpu::bound(Places::find().map(|places| places.first));
+            for value in 1..=last {
+                await_value(&there, value);
+                back.0.store(value, Ordering::Release);
+            }
+        });
+        let _bound = cpu::bound(submitter());
+        let mut value = 0;
+        median_of(TRIPS, || {
+            value += 1;
+            there.0.store(value, Ordering::Release);
+            await_value(&back, value);
+        })
+    })
+}
+
+/// A word alone in its cache line.
+#[derive(Default)]
+#[repr(align(128))]
+struct Line(AtomicU32);
+
+fn await_value(word: &Line, value: u32) {
+    let mut spins = 0u64;
+    let start = Instant::now();
+    while word.0.load(Ordering::Acquire) != value {
+        spin_loop();
+        spins += 1;
+        assert!(!spins.is_multiple_of(1 << 24) || start.elapsed() < HANG, "no answer");
+    }
+}
+
+fn pair(samples: Vec<Samples>) -> Comparison {
+    let Ok([value, baseline]) = <[Samples; 2]>::try_from(samples) else {
+        unreachable!("a sample for each of two sides")
+    };
+    Comparison { value, baseline }
+}

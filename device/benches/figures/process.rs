@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The real binary with a VMM: what it costs to have it there, and what a trapped write costs.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use measure::{Aim, Row, Samples, cpu};
+use mock_driver::{HANG, memfd};
+use svmx_abi::pci::BAR_REGS;
+use svmx_abi::regs;
+use tempfile::TempDir;
+use vfio_user::Client;
+
+/// Guest memory that is mapped into the device.
+const RAM: u64 = 1 << 30;
+/// How long an idle device is watched, once for each round.
+const IDLE: Duration = Duration::from_millis(500);
+
+/// `svmx-device` and its VMM. Killed when dropped.
+pub(crate) struct Process {
+    child: Child,
+    client: Client,
+    _ram: File,
+    _folder: TempDir,
+}
+
+impl Process {
+    /// Starts it, connects, and gives it guest memory.
+    pub(crate) fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("device.sock");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_svmx-device"));
+        let child = command.arg("--socket").arg(&socket).stderr(Stdio::null()).spawn().unwrap();
+        let mut client = connect(&socket);
+        let ram = memfd(RAM);
+        client.dma_map(0, 0, RAM, ram.as_raw_fd()).unwrap();
+        Process { child, client, _ram: ram, _folder: folder }
+    }
+
+    /// A write to a register without effect, and its answer.
+    pub(crate) fn trapped_write(&mut self, value: u64) {
+        self.client.region_write(BAR_REGS, regs::CTL_BASE, &value.to_le_bytes()).unwrap();
+    }
+
+    /// Bytes that it has for itself: all that is resident but the shared memory, which is the guest's and
+    /// the doorbells'.
+    fn own_memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let of = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+            1024 * line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        of("RssAnon:") + of("RssFile:")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The socket's file is there a moment before it is listened on.
+fn connect(socket: &Path) -> Client {
+    let start = Instant::now();
+    loop {
+        match Client::new(socket) {
+            Ok(client) => return client,
+            Err(error) => assert!(start.elapsed() < HANG, "{error}"),
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// CPU time, by the scheduler's own count in nanoseconds.
+pub(crate) fn idle_cpu(name: &str, rounds: usize) -> Vec<Row> {
+    let process = Process::start();
+    let id = process.child.id();
+    // What begins is not idle yet.
+    thread::sleep(IDLE);
+    let percent = |_| {
+        let (start, before) = (Instant::now(), cpu::process_time(id));
+        thread::sleep(IDLE);
+        100.0 * (cpu::process_time(id) - before).as_secs_f64() / start.elapsed().as_secs_f64()
+    };
+    let samples: Samples = (0..rounds).map(percent).collect();
+    vec![Row::alone(name, "idle device: of one CPU", "%", &samples, Aim::ValueAtMost(0.0))]
+}
+
+/// Resident memory.
+pub(crate) fn idle_memory(name: &str, rounds: usize) -> Vec<Row> {
+    let process = Process::start();
+    let figure = "idle device: resident memory without the guest's";
+    let samples: Samples = (0..rounds).map(|_| process.own_memory() as f64 / f64::from(1 << 20)).collect();
+    vec![Row::alone(name, figure, "MiB", &samples, Aim::ValueAtMost(32.0))]
+}
