@@ -46,6 +46,9 @@ pub enum DeviceError {
     /// No memory for the doorbells.
     #[error("making the doorbell memory: {0}")]
     Doorbells(#[source] std::io::Error),
+    /// The trace can't be written.
+    #[error("writing the trace: {0}")]
+    Trace(#[source] std::io::Error),
     /// No thread.
     #[error("starting a thread: {0}")]
     Thread(#[source] std::io::Error),

@@ -71,6 +71,8 @@ pub struct FaultQueue {
     ring: Mutex<Ring>,
     /// Each queue is here once at most.
     waiting: Mutex<VecDeque<u32>>,
+    /// Entries that are used at a time.
+    most: u32,
 }
 
 #[derive(Debug, Default)]
@@ -80,14 +82,13 @@ struct Ring {
     tail: u32,
 }
 
-impl Default for FaultQueue {
-    fn default() -> Self {
-        let waiting = Mutex::new(VecDeque::with_capacity(MAX_QUEUES as usize));
-        FaultQueue { ring: Mutex::default(), waiting }
-    }
-}
-
 impl FaultQueue {
+    /// No ring yet. Of one that comes no more than `most` entries are used, and one at least.
+    pub fn new(most: u32) -> Self {
+        let waiting = Mutex::new(VecDeque::with_capacity(MAX_QUEUES as usize));
+        FaultQueue { ring: Mutex::default(), waiting, most: most.max(1) }
+    }
+
     /// Starts at the ring's beginning, with nothing waiting. The ring was found to be in guest memory.
     pub fn start(&self, base: u64, log2: u8) {
         *self.ring.lock() = Ring { base, log2, tail: 0 };
@@ -97,7 +98,7 @@ impl FaultQueue {
     /// Writes a record if there is room (spec 4.2, 4.4): of what is reported ahead, in half of the ring.
     pub fn write(&self, memory: &GuestMemory, page: DriverPage<'_>, fault: &Fault) -> Reported {
         let mut ring = self.ring.lock();
-        let entries = ring::entries(ring.log2);
+        let entries = ring::entries(ring.log2).min(self.most);
         let room = if fault.ahead.is_some() { entries / 2 } else { entries };
         match ring::pending(page.fault_head.load(), ring.tail, ring.log2) {
             None => return Reported::BadHead,

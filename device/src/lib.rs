@@ -9,6 +9,8 @@
 //! Around it: what the [`host`] gives, and the [`sandbox`] that the process locks itself into.
 
 pub mod ahead;
+pub mod chaos;
+pub mod check;
 pub mod command;
 mod complain;
 mod compute;
@@ -22,6 +24,7 @@ pub mod execute;
 pub mod faults;
 pub mod host;
 pub mod instrument;
+pub mod instruments;
 pub mod invalidate;
 pub mod irq;
 pub mod memory;
@@ -34,5 +37,6 @@ pub mod sandbox;
 pub mod sleep;
 mod sync;
 pub mod tlb;
+pub mod trace;
 pub mod vfio;
 pub mod work;

@@ -2,6 +2,8 @@
 
 //! `svmx-device`: one device on one socket, for one VMM.
 
+use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,7 +13,8 @@ use anyhow::Context;
 use clap::Parser;
 use nix::sys::signal::{SigSet, Signal};
 use svmx_abi::regs::Counter;
-use svmx_device::device::Device;
+use svmx_device::chaos::{Settings, spec::Faults};
+use svmx_device::instruments::{Request, Watchers};
 use svmx_device::model::{Model, Options};
 use svmx_device::sandbox::SandboxError;
 use svmx_device::vfio::Socket;
@@ -39,6 +42,19 @@ struct Arguments {
     #[arg(long, value_name = "NS", default_value_t = 0,
           value_parser = clap::value_parser!(u64).range(0..=1_000_000_000))]
     rmw_delay: u64,
+    /// Watches the pages that the device holds exclusively, and reports stores there that are not its own
+    #[arg(long)]
+    check_exclusive: bool,
+    /// Misbehaves as far as the specification allows: light, all, or a list of faults such as
+    /// irq-delay=100us:0.3,tlb-evict=0.01 (README.md has them)
+    #[arg(long, value_name = "SPEC")]
+    chaos: Option<Faults>,
+    /// Decides what chaos does when [default: a new one, which is logged]
+    #[arg(long, value_name = "N", requires = "chaos")]
+    seed: Option<u64>,
+    /// Writes what it does to this file, for ui.perfetto.dev
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Doesn't confine itself: for debuggers, profilers, and kernels or containers without seccomp
     #[arg(long)]
     no_sandbox: bool,
@@ -87,20 +103,35 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         engines: arguments.engines.unwrap_or_else(default_engines).into(),
         poll: arguments.poll_us.map_or_else(default_poll, Duration::from_micros),
         rmw_delay: Duration::from_nanos(arguments.rmw_delay),
+        ..Default::default()
     };
+    let request = instruments(arguments)?;
     host::raise_file_limit();
     let socket = Socket::bind(&arguments.socket)?;
     // What is opened is opened above, what is started is started below.
     confine(arguments, || sandbox::forbid_files(socket.path()))?;
-    let mut device = Device::new(options)?;
-    end_on(signals, device.model().clone(), socket.path().into())?;
+    let (mut device, watchers) = request.device(options)?;
+    end_on(signals, device.model().clone(), watchers.clone(), socket.path().into())?;
     // Nothing is opened or started from here on.
     confine(arguments, sandbox::forbid_syscalls)?;
     tracing::info!("listening on {}", socket.path().display());
     let served = socket.serve(&mut device);
     device.end();
-    summarize(device.model());
+    summarize(device.model(), &watchers);
     Ok(served?)
+}
+
+/// What is asked for; the trace's file is opened.
+fn instruments(arguments: &Arguments) -> anyhow::Result<Request> {
+    let chaos = arguments.chaos.map(|faults| {
+        // A hasher of the standard library is seeded at random.
+        let seed = arguments.seed.unwrap_or_else(|| RandomState::new().hash_one(faults.silent_after));
+        tracing::info!("chaos: seed {seed}, {faults:?}");
+        Settings { faults, seed }
+    });
+    let create = |path: &PathBuf| File::create(path).with_context(|| format!("--trace {}", path.display()));
+    let trace = arguments.trace.as_ref().map(create).transpose()?;
+    Ok(Request { check_exclusive: arguments.check_exclusive, chaos, trace })
 }
 
 /// One wall of the sandbox, unless there shall be none.
@@ -123,12 +154,17 @@ fn default_poll() -> Duration {
 
 /// The transport may be waiting for a message or for a VMM; so the process is ended from here, after the
 /// device has stopped.
-fn end_on(signals: SigSet, model: Arc<Model>, socket: PathBuf) -> anyhow::Result<()> {
+fn end_on(
+    signals: SigSet,
+    model: Arc<Model>,
+    watchers: Arc<Watchers>,
+    socket: PathBuf,
+) -> anyhow::Result<()> {
     let wait = move || {
         let Ok(signal) = signals.wait() else { return };
         tracing::info!("{signal}");
         model.exit();
-        summarize(&model);
+        summarize(&model, &watchers);
         let _ = std::fs::remove_file(socket);
         std::process::exit(0);
     };
@@ -136,7 +172,7 @@ fn end_on(signals: SigSet, model: Arc<Model>, socket: PathBuf) -> anyhow::Result
     Ok(())
 }
 
-fn summarize(model: &Model) {
+fn summarize(model: &Model, watchers: &Watchers) {
     let total = |counter| model.counters.total(counter);
     tracing::info!(
         commands = total(Counter::Commands),
@@ -145,4 +181,5 @@ fn summarize(model: &Model) {
         interrupts = total(Counter::Interrupts),
         "ended"
     );
+    watchers.finish();
 }

@@ -33,11 +33,18 @@ pub struct Options {
     pub poll: Duration,
     /// Time between the read and the write of an atomic on an *atomic* page.
     pub rmw_delay: Duration,
+    /// Entries of the fault queue that are used, if it has more.
+    pub fault_queue: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { engines: 2, poll: Duration::from_micros(20), rmw_delay: Duration::ZERO }
+        Options {
+            engines: 2,
+            poll: Duration::from_micros(20),
+            rmw_delay: Duration::ZERO,
+            fault_queue: u32::MAX,
+        }
     }
 }
 
@@ -151,7 +158,7 @@ impl Model {
             queues: Queues::default(),
             contexts: Mutex::default(),
             control_ring: Mutex::default(),
-            faults: FaultQueue::default(),
+            faults: FaultQueue::new(options.fault_queue),
             lookahead: AtomicU32::new(0),
             execute: execute::Memory::new(options.rmw_delay),
             invalidations: Arc::new(Invalidations::new(engines + 1, Arc::default())),

@@ -6,6 +6,7 @@
 mod rings;
 
 use std::fs::File;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,10 @@ use svmx_abi::pte::{self, Pte};
 use svmx_abi::regs::{self, Control};
 use svmx_abi::ring;
 use svmx_abi::status::Status;
+use svmx_device::chaos::Settings;
+use svmx_device::check::Findings;
 use svmx_device::device::{Device, Region};
+use svmx_device::instruments::{Request, Watchers};
 use svmx_device::memory::{DmaMap, GuestMemory};
 use svmx_device::model::Options;
 
@@ -41,6 +45,10 @@ const CTL_LOG2: u8 = 6;
 pub struct Mock {
     /// The device, as its host has it.
     pub device: Mutex<Device>,
+    /// Its instruments.
+    pub watchers: Arc<Watchers>,
+    /// Set by [`Self::lawless`].
+    lawless: AtomicBool,
     /// A view of guest memory of the driver's own.
     pub ram: GuestMemory,
     ram_file: File,
@@ -91,7 +99,12 @@ impl Mock {
 
     /// The same with `ram_size` bytes of guest memory, whole pages.
     pub fn with_ram(options: Options, fault_log2: u8, ram_size: u64) -> Self {
-        let device = Device::new(options).unwrap();
+        Self::watched(options, fault_log2, ram_size, instruments())
+    }
+
+    /// And these instruments.
+    pub fn watched(options: Options, fault_log2: u8, ram_size: u64, request: Request) -> Self {
+        let (device, watchers) = request.device(options).unwrap();
         let ram_file = memfd(ram_size);
         let ram = mapped(ram_file.try_clone().unwrap(), ram_size);
         let doorbells = mapped(device.doorbell_file().try_clone().unwrap(), BAR_DOORBELLS_SIZE);
@@ -100,6 +113,8 @@ impl Mock {
         let device = Mutex::new(device);
         let mut mock = Mock {
             device,
+            watchers,
+            lawless: AtomicBool::new(false),
             ram,
             ram_file,
             ram_size,
@@ -116,6 +131,16 @@ impl Mock {
         mock.map_ram();
         mock.start();
         mock
+    }
+
+    /// This driver stores to pages that the device holds exclusively: the exclusivity checker may say so.
+    pub fn lawless(&self) {
+        self.lawless.store(true, Ordering::Relaxed);
+    }
+
+    /// What the exclusivity checker has found. There is one.
+    pub fn findings(&self) -> Findings {
+        self.watchers.checker.as_ref().unwrap().findings()
     }
 
     /// Gives the device all of guest memory.
@@ -317,6 +342,29 @@ impl Mock {
             fault.is_some()
         });
         fault.unwrap()
+    }
+}
+
+impl Drop for Mock {
+    fn drop(&mut self) {
+        self.device.get_mut().end();
+        self.watchers.finish();
+        let changed = self.watchers.checker.as_ref().map_or(0, |checker| checker.findings().changed);
+        let lawful = !*self.lawless.get_mut() && !std::thread::panicking();
+        assert!(changed == 0 || !lawful, "{changed} values changed in pages that the device held");
+    }
+}
+
+/// The instruments of every device of this process, by its environment: `SVMX_CHECK_EXCLUSIVE`, and faults as
+/// `--chaos` has them in `SVMX_CHAOS`, with their seed in `SVMX_SEED`.
+fn instruments() -> Request {
+    let variable = |name| std::env::var(name).ok();
+    let seed = variable("SVMX_SEED").map_or(1, |seed| seed.parse().unwrap());
+    let chaos = |list: String| Settings { faults: list.parse().unwrap(), seed };
+    Request {
+        check_exclusive: variable("SVMX_CHECK_EXCLUSIVE").is_some(),
+        chaos: variable("SVMX_CHAOS").map(chaos),
+        trace: None,
     }
 }
 

@@ -9,5 +9,4 @@ mod forms;
 mod hostile;
 mod invalidation;
 mod lifecycle;
-mod limits;
 mod sharing;

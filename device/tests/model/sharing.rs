@@ -72,6 +72,7 @@ fn a_coherent_page_shared_with_the_host_loses_nothing() {
 #[test]
 fn an_atomic_page_shared_with_the_host_loses_updates() {
     let mock = Mock::with(Options { rmw_delay: Duration::from_micros(2), ..options() }, 6);
+    mock.lawless();
     assert!(lost(&mock, Access::EXCLUSIVE, COUNT) > 0);
 }
 

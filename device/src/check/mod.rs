@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The exclusivity checker: finds drivers and kernels that let somebody else write to a page which the device
+//! holds *atomic*.
+//!
+//! The device keeps a shadow of every such page. A page is *held* from the first translation that leads to it
+//! (a TLB fill or a REPLAY); its 4 KiB are copied then. Each access of the device compares what it loaded with the
+//! shadow and puts in what it stored. A SYNC compares whole pages whose translations were invalidated before it,
+//! and lets them go. A difference is somebody else's store: it is reported with the last events of the page,
+//! and the process goes on.
+//!
+//! # Why a correct driver and kernel cause no report
+//!
+//! *Exclusive* says: from the moment when the device can reach a page by an *atomic* translation until the SYNC
+//! behind the translation's invalidation completes, nobody but the device stores to the page (spec 11). So the
+//! checker must compare only inside that time, and must know every store of the device itself.
+//!
+//! - **Inside the time.** A shadow is made when a translation has been obtained and before it is used. If that
+//!   translation is already being taken back, then the thread that obtained it is a user whom the SYNC waits
+//!   for: the copy is made before the SYNC completes, and `synced` comes between that wait and the completion.
+//!   Whether a shadow goes at a SYNC is decided *there*, so one that was made late is not forgotten.
+//! - **Every store of the device** is made by an access that [`Instrument::effect`] tells of, under the page's ownership
+//!   ([`crate::execute`]): stores to one frame and their shadow's updates are one critical section, whichever
+//!   queues, contexts and engines they come from and however wide they are, and loads are among them when they are
+//!   watched. So the shadow is exact for whoever owns the page. A store is not compared, as it loads nothing.
+//! - **Copies and whole comparisons** are made without ownership, so there must be nobody on the frame. [`book`] knows
+//!   every translation that anybody may still use: one is entered when it is obtained, and struck out only at a SYNC (or
+//!   a reset) behind which nobody has it. A frame is copied when its first translation is entered and compared
+//!   when its last one is struck out. What was obtained *after* its invalidation was announced may have been
+//!   walked before or after the tables changed: it stays in the book, and its frame is not watched until it went quietly.
+//! - **Doubt is settled by not watching.** A frame is *abandoned* (its translations stay in the book, its shadow is void)
+//!   when the device stops or a DMA map changes, from before the change until after it; when a queue of its
+//!   address space is destroyed, as that is as good as a SYNC for the queue's accesses; when it is met through
+//!   a translation that can be written and is not *atomic*, or through one of 2 MiB; and when the book is full. Abandoning
+//!   is sound at any time: an access that began before reads the flag after it read memory, and what would
+//!   make the difference comes after the flag.
+//!
+//! What a driver must not do for this to hold, beside exclusivity itself: put rings, fault records or
+//! completion words into a page that the device holds *atomic*, or map one frame *atomic* by leaves of both
+//! sizes. No driver for real processes does; a hostile guest makes its own operator's log wrong, and no more.
+//!
+//! # What is bounded
+//!
+//! [`shadow::SLOTS`] pages are watched at a time, in about 75 MiB if all are; [`book::MOST`] translations are known, about
+//! 20 MiB. Beyond that pages are held unwatched, which is said at the end. Reports in full: [`REPORTS`].
+
+mod book;
+mod shadow;
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use svmx_abi::control::{ControlEntry, ControlOpcode};
+use svmx_abi::pci::{PAGE_SIZE, page_base, page_offset};
+
+use crate::instrument::{Effect, Instrument, Thread, Upheaval};
+use crate::invalidate::Record;
+use crate::memory::{GuestMemory, Page};
+use crate::queue::Rings;
+use book::{Book, Entered, Struck, Translation};
+use shadow::{Event, Shadow, Shadows, What};
+
+/// Reports with all their events; later ones are only counted.
+const REPORTS: u64 = 16;
+
+/// What all threads of a device share.
+#[derive(Debug)]
+pub struct Checker {
+    shadows: Shadows,
+    book: Mutex<Book>,
+    began: Instant,
+    changed: AtomicU64,
+    compared: AtomicU64,
+    unwatched: AtomicU64,
+}
+
+/// What was found, for those who ask at the end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// Values that were not the device's.
+    pub changed: u64,
+    /// Pages that were compared whole.
+    pub compared: u64,
+    /// Pages that were held unwatched, because there was no room for their shadow.
+    pub unwatched: u64,
+}
+
+/// One thread's part of it.
+#[derive(Debug)]
+pub struct Check {
+    checker: Arc<Checker>,
+    thread: Thread,
+    /// The control entry under way ends a context.
+    ending: bool,
+}
+
+/// A value that is not what the device left.
+struct Change {
+    asid: u32,
+    va: u64,
+    bytes: u64,
+    frame: u64,
+    expected: u128,
+    found: u128,
+    /// Others of the page, if it was compared whole.
+    more: u64,
+}
+
+impl Default for Checker {
+    fn default() -> Self {
+        Checker {
+            shadows: Shadows::new(shadow::SLOTS),
+            book: Mutex::new(Book::new(book::MOST)),
+            began: Instant::now(),
+            changed: AtomicU64::new(0),
+            compared: AtomicU64::new(0),
+            unwatched: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Checker {
+    /// What has been found so far.
+    pub fn findings(&self) -> Findings {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Findings {
+            changed: read(&self.changed),
+            compared: read(&self.compared),
+            unwatched: read(&self.unwatched),
+        }
+    }
+
+    /// Says at the end what was found. More than nothing is an error.
+    pub fn summarize(&self) {
+        let Findings { changed, compared, unwatched } = self.findings();
+        tracing::info!(compared, unwatched, "exclusivity: pages compared");
+        if changed > 0 {
+            tracing::error!("exclusivity: {changed} values changed in pages that the device held");
+        }
+    }
+
+    /// The whole device stops, goes on, or forgets.
+    pub fn upheaval(&self, upheaval: Upheaval) {
+        let mut book = self.book.lock();
+        match upheaval {
+            Upheaval::Begins => {
+                book.close();
+                book.frames().for_each(|frame| self.shadows.abandon(frame));
+            }
+            Upheaval::Ends => book.open(),
+            Upheaval::Reset => {
+                book.frames().for_each(|frame| self.shadows.release(frame));
+                book.clear();
+            }
+        }
+    }
+
+    fn event(&self, thread: Thread, what: What, offset: u64, value: u128) -> Event {
+        let time = self.began.elapsed().as_nanos() as u64;
+        Event { time, thread, what, offset: offset as u16, value: value as u64 }
+    }
+
+    /// A thread may use a translation that is *atomic* from now on.
+    fn hold(&self, thread: Thread, asid: u32, va: u64, page: Page<'_>) {
+        let frame = page.frame();
+        let translation = Translation { asid, va: page_base(va), frame };
+        let mut book = self.book.lock();
+        match book.enter(translation) {
+            Entered::First if !self.shadows.watch(page) => {
+                self.unwatched.fetch_add(1, Ordering::Relaxed);
+            }
+            Entered::First | Entered::Again => {}
+            Entered::Unwatched => self.shadows.abandon(frame),
+        }
+        if let Some(shadow) = self.shadows.find(frame) {
+            shadow.record(self.event(thread, What::Translated, 0, asid.into()));
+        }
+    }
+
+    /// A thread may store to these frames, and not as their owner.
+    fn share(&self, first: u64, bytes: u64) {
+        let book = self.book.lock();
+        book.frames_in(first, bytes).for_each(|frame| self.shadows.abandon(frame));
+    }
+
+    /// A page that was given up is compared and let go. The book is locked, so nobody obtains it meanwhile.
+    fn release(&self, thread: Thread, struck: Struck, memory: &GuestMemory) {
+        let Struck { translation: Translation { asid, va, frame }, last, quiet } = struck;
+        if let Some(shadow) = self.shadows.find(frame) {
+            shadow.record(self.event(thread, What::Synced, 0, 0));
+            let page = memory.page(frame, false).filter(|_| last && quiet && shadow.watched());
+            if let Some(page) = page {
+                self.compared.fetch_add(1, Ordering::Relaxed);
+                let mut differences = shadow.differences(page);
+                if let Some((offset, expected, found)) = differences.next() {
+                    let (expected, found) = (expected.into(), found.into());
+                    let more = differences.count() as u64;
+                    let change = Change { asid, va: va + offset, bytes: 8, frame, expected, found, more };
+                    self.report(thread, shadow, &change);
+                }
+            }
+        }
+        if !quiet {
+            self.shadows.abandon(frame);
+        } else if last {
+            self.shadows.release(frame);
+        }
+    }
+
+    #[cold]
+    fn report(&self, thread: Thread, shadow: &Shadow, change: &Change) {
+        let &Change { asid, va, bytes, frame, expected, found, more } = change;
+        let before = self.changed.fetch_add(1 + more, Ordering::Relaxed);
+        if before >= REPORTS {
+            return;
+        }
+        let mut text = String::new();
+        for event in shadow.events() {
+            let _ = write!(text, "\n    {event}");
+        }
+        let more = if more > 0 { format!(", and {more} more words of the page") } else { String::new() };
+        let seconds = self.began.elapsed().as_secs_f64();
+        tracing::error!(
+            "exclusivity: ASID {asid}, address {va:#x}: expected {expected:#x}, found {found:#x} in {bytes} bytes{more}; \
+             seen by {thread} in frame {frame:#x} after {seconds:.9} s; the page's last events:{text}",
+        );
+    }
+}
+
+impl Check {
+    /// The part of that thread.
+    pub fn new(checker: Arc<Checker>, thread: Thread) -> Self {
+        Check { checker, thread, ending: false }
+    }
+}
+
+impl Instrument for Check {
+    const ELEMENTS: bool = true;
+
+    fn translated(&mut self, asid: u32, va: u64, span: u64, page: Page<'_>) {
+        let access = page.access();
+        if page.exclusive() && span == PAGE_SIZE {
+            self.checker.hold(self.thread, asid, va, page);
+        } else if access.write || access.atomic || access.coherent {
+            self.checker.share(page.frame() & !(span - 1), span);
+        }
+    }
+
+    #[inline]
+    fn effect(&mut self, asid: u32, va: u64, bytes: u64, page: Page<'_>, effect: Effect) {
+        let Some(shadow) = self.checker.shadows.find(page.frame()).filter(|_| page.exclusive()) else {
+            return;
+        };
+        let offset = page_offset(va);
+        // What was found is expected from now on: a change is reported once.
+        let Some(left) = effect.new.or(effect.old) else { return };
+        let expected = shadow.exchange(offset, bytes, left);
+        // Behind the access is whether it counts: see the top.
+        if let Some(found) = effect.old.filter(|&old| old != expected && shadow.watched()) {
+            let change = Change { asid, va, bytes, frame: page.frame(), expected, found, more: 0 };
+            self.checker.report(self.thread, shadow, &change);
+        }
+        if let Some(new) = effect.new {
+            shadow.record(self.checker.event(self.thread, What::Stored, offset, new));
+        }
+    }
+
+    fn control(&mut self, entry: &ControlEntry) -> bool {
+        self.ending = entry.opcode == ControlOpcode::DESTROY_CONTEXT;
+        true
+    }
+
+    fn invalidating(&mut self, record: Record) {
+        let Record::Range { asid, va, len } = record else { return };
+        let mut book = self.checker.book.lock();
+        if self.ending {
+            // No queue is left that could use them, and the driver needs no SYNC for that.
+            for struck in book.strike_space(asid).iter().filter(|struck| struck.last) {
+                self.checker.shadows.release(struck.translation.frame);
+            }
+            return;
+        }
+        let event = self.checker.event(self.thread, What::Invalidated, 0, asid.into());
+        for frame in book.invalidating(asid, va, len) {
+            if let Some(shadow) = self.checker.shadows.find(frame) {
+                shadow.record(event);
+            }
+        }
+        if book.overflown() {
+            book.frames().for_each(|frame| self.checker.shadows.abandon(frame));
+        }
+    }
+
+    fn synced(&mut self, memory: &GuestMemory) {
+        let mut book = self.checker.book.lock();
+        book.synced().into_iter().for_each(|struck| self.checker.release(self.thread, struck, memory));
+    }
+
+    fn destroyed(&mut self, rings: &Rings) {
+        let book = self.checker.book.lock();
+        book.frames_of(rings.asid).for_each(|frame| self.checker.shadows.abandon(frame));
+    }
+}

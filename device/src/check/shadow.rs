@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Shadows of pages: what the device last left there, and what happened to them. When a page has one, and
+//! when it is compared, is not decided here but in [`super`].
+//!
+//! An access finds its page's shadow by the frame, in one load. A shadow belongs to one frame from
+//! [`Shadows::watch`] to [`Shadows::release`], which are called under the book's mutex, the second when nobody uses
+//! the frame. In between, whoever owns the page keeps it up to date.
+//!
+//! Words and events are atomics because they are shared memory to the compiler, not to each other's order:
+//! ownership of the page orders the words. Events of one page are recorded by several threads at the same time
+//! now and then; one may then be mixed up of two. They are for people.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use svmx_abi::pci::{PAGE_SHIFT, PAGE_SIZE};
+use zerocopy::FromZeros;
+
+use crate::instrument::Thread;
+use crate::memory::Page;
+
+/// Pages that have a shadow at a time: 64 MiB of them.
+pub(super) const SLOTS: usize = 1 << 14;
+/// Places in the index: what 4 GiB have in pages. Frames that are so far apart share a place, and one of them
+/// goes unwatched.
+const PLACES: usize = 1 << 20;
+/// Events that a page remembers.
+const EVENTS: usize = 16;
+const WORDS: usize = PAGE_SIZE as usize / 8;
+/// Bits of a place that hold a slot's number plus one; the frame's number is above them.
+const SLOT_BITS: u32 = 24;
+const _: () = assert!(SLOTS < 1 << SLOT_BITS);
+
+/// What happened to a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    /// A thread obtained a translation that leads there.
+    Translated,
+    /// A value was stored.
+    Stored,
+    /// A translation is about to be invalidated.
+    Invalidated,
+    /// A SYNC found that everybody has given it up.
+    Synced,
+}
+
+/// When, by whom, where in the page, and which value or (translated, invalidated) address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Event {
+    /// Nanoseconds since the checker began.
+    pub(super) time: u64,
+    pub(super) thread: Thread,
+    pub(super) what: What,
+    pub(super) offset: u16,
+    pub(super) value: u64,
+}
+
+/// One page's. All zero: of no page.
+#[derive(Debug, FromZeros)]
+#[repr(C, align(64))]
+pub(super) struct Shadow {
+    watched: AtomicBool,
+    recorded: AtomicU32,
+    words: [AtomicU64; WORDS],
+    /// Time, what and who and where, value.
+    events: [[AtomicU64; 3]; EVENTS],
+}
+
+/// All of them. The memory is the host's when it is first used.
+#[derive(Debug)]
+pub(super) struct Shadows {
+    /// By frame: its number and its slot's, or zero.
+    index: Box<[AtomicU64]>,
+    slots: Box<[Shadow]>,
+    free: Mutex<Free>,
+}
+
+/// Slots without a page. The last one that was given back is the first to be used again, so no more are touched
+/// than were ever used at a time.
+#[derive(Debug, Default)]
+struct Free {
+    back: Vec<u32>,
+    fresh: u32,
+}
+
+/// Memory that costs nothing until it is touched.
+fn zeroed<T: FromZeros>(count: usize) -> Box<[T]> {
+    <[T]>::new_box_zeroed_with_elems(count).unwrap_or_else(|_| {
+        std::alloc::handle_alloc_error(std::alloc::Layout::new::<T>());
+    })
+}
+
+impl Shadows {
+    /// For that many pages, fewer than 2^24.
+    pub(super) fn new(slots: usize) -> Self {
+        Shadows { index: zeroed(PLACES), slots: zeroed(slots), free: Mutex::default() }
+    }
+
+    /// The shadow of a frame, if it has one.
+    #[inline]
+    pub(super) fn find(&self, frame: u64) -> Option<&Shadow> {
+        let number = frame >> PAGE_SHIFT;
+        // Partner: `watch`'s release. Whoever uses the frame has been there or in the book since.
+        let place = self.index[number as usize % PLACES].load(Ordering::Acquire);
+        let slot = (place & ((1 << SLOT_BITS) - 1)) as usize;
+        if place >> SLOT_BITS != number { None } else { self.slots.get(slot.checked_sub(1)?) }
+    }
+
+    /// Gives a page a shadow, equal to what is there now; false if there is no room. Nobody else uses the page.
+    pub(super) fn watch(&self, page: Page<'_>) -> bool {
+        let number = page.frame() >> PAGE_SHIFT;
+        let place = &self.index[number as usize % PLACES];
+        if place.load(Ordering::Relaxed) != 0 {
+            return false;
+        }
+        let Some(slot) = self.free.lock().take(self.slots.len()) else { return false };
+        let shadow = &self.slots[slot as usize];
+        for (word, at) in shadow.words.iter().zip((0..).step_by(8)) {
+            word.store(page.word64(at).load(Ordering::Acquire), Ordering::Relaxed);
+        }
+        shadow.recorded.store(0, Ordering::Relaxed);
+        shadow.watched.store(true, Ordering::Relaxed);
+        place.store(number << SLOT_BITS | u64::from(slot + 1), Ordering::Release);
+        true
+    }
+
+    /// What the shadow says does not count any more.
+    pub(super) fn abandon(&self, frame: u64) {
+        if let Some(shadow) = self.find(frame) {
+            shadow.watched.store(false, Ordering::Release);
+        }
+    }
+
+    /// The frame has no shadow any more. Nobody uses the page.
+    pub(super) fn release(&self, frame: u64) {
+        let number = frame >> PAGE_SHIFT;
+        let place = &self.index[number as usize % PLACES];
+        let value = place.load(Ordering::Relaxed);
+        if value != 0 && value >> SLOT_BITS == number {
+            place.store(0, Ordering::Relaxed);
+            self.free.lock().back.push((value & ((1 << SLOT_BITS) - 1)) as u32 - 1);
+        }
+    }
+}
+
+impl Free {
+    fn take(&mut self, slots: usize) -> Option<u32> {
+        self.back.pop().or_else(|| {
+            let slot = Some(self.fresh).filter(|&slot| (slot as usize) < slots)?;
+            self.fresh += 1;
+            Some(slot)
+        })
+    }
+}
+
+impl Shadow {
+    /// Whether what it says counts. Asked behind the access that it is about.
+    pub(super) fn watched(&self) -> bool {
+        self.watched.load(Ordering::Acquire)
+    }
+
+    #[inline]
+    fn value(&self, offset: u64, bytes: u64) -> u128 {
+        if bytes == 16 {
+            return u128::from(self.word(offset + 8).load(Ordering::Relaxed)) << 64 | self.value(offset, 8);
+        }
+        let (shift, mask) = bits(offset, bytes);
+        u128::from(self.word(offset).load(Ordering::Relaxed) >> shift & mask)
+    }
+
+    /// Puts in what is there now; what the device left there before. The access is aligned, and the caller owns the page.
+    #[inline]
+    pub(super) fn exchange(&self, offset: u64, bytes: u64, new: u128) -> u128 {
+        let old = self.value(offset, bytes);
+        if bytes == 16 {
+            self.word(offset + 8).store((new >> 64) as u64, Ordering::Relaxed);
+        }
+        let (shift, mask) = bits(offset, bytes);
+        let word = self.word(offset);
+        let others = word.load(Ordering::Relaxed) & !(mask << shift);
+        word.store(others | (new as u64 & mask) << shift, Ordering::Relaxed);
+        old
+    }
+
+    /// The word that holds an offset.
+    #[inline]
+    fn word(&self, offset: u64) -> &AtomicU64 {
+        &self.words[offset as usize / 8 % WORDS]
+    }
+
+    /// Offset, expected and found value of each word that differs from the page. Nobody uses the page.
+    pub(super) fn differences<'a>(&'a self, page: Page<'a>) -> impl Iterator<Item = (u64, u64, u64)> + 'a {
+        self.words.iter().zip((0..).step_by(8)).filter_map(move |(word, at)| {
+            let (expected, found) = (word.load(Ordering::Relaxed), page.word64(at).load(Ordering::Acquire));
+            (expected != found).then_some((at, expected, found))
+        })
+    }
+
+    /// Remembers an event, instead of the oldest.
+    #[inline]
+    pub(super) fn record(&self, event: Event) {
+        let Event { time, thread, what, offset, value } = event;
+        let number = self.recorded.load(Ordering::Relaxed);
+        self.recorded.store(number.wrapping_add(1), Ordering::Relaxed);
+        let packed = u64::from(offset) | u64::from(thread.number()) << 16 | (what as u64) << 32;
+        let cell = &self.events[number as usize % EVENTS];
+        for (word, value) in cell.iter().zip([time, packed, value]) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// What it remembers, the oldest first.
+    pub(super) fn events(&self) -> Vec<Event> {
+        let end = self.recorded.load(Ordering::Relaxed);
+        let event = |number: u32| {
+            let [time, packed, value] =
+                self.events[number as usize % EVENTS].each_ref().map(|word| word.load(Ordering::Relaxed));
+            let what = [What::Translated, What::Stored, What::Invalidated, What::Synced]
+                [(packed >> 32) as usize % 4];
+            let thread = Thread::from_number((packed >> 16) as u16);
+            Event { time, thread, what, offset: packed as u16, value }
+        };
+        (end.saturating_sub(EVENTS as u32)..end).map(event).collect()
+    }
+}
+
+/// Where an access of up to eight bytes is in its word: by how much it is shifted, and the bits that it has then.
+#[inline]
+fn bits(offset: u64, bytes: u64) -> (u64, u64) {
+    (8 * (offset % 8), u64::MAX >> (64 - 8 * bytes.clamp(1, 8)))
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Event { time, thread, what, offset, value } = self;
+        let (seconds, rest) = (time / 1_000_000_000, time % 1_000_000_000);
+        write!(f, "{seconds}.{rest:09} s  {thread}: ")?;
+        match what {
+            What::Translated => write!(f, "obtained a translation in ASID {value}"),
+            What::Stored => write!(f, "stored {value:#x} at offset {offset:#x}"),
+            What::Invalidated => write!(f, "invalidates a translation in ASID {value}"),
+            What::Synced => write!(f, "SYNC: nobody uses it any more"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Event, PAGE_SIZE, Shadows, What};
+    use crate::instrument::Thread;
+    use crate::memory::{DmaMap, GuestMemory};
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use std::sync::atomic::Ordering;
+
+    const SLOTS: usize = 8;
+
+    fn memory(pages: u64) -> GuestMemory {
+        let file = std::fs::File::from(memfd_create("test", MFdFlags::MFD_CLOEXEC).unwrap());
+        let size = pages * PAGE_SIZE;
+        file.set_len(size).unwrap();
+        GuestMemory::default().with_map(DmaMap { address: 0, size, file, offset: 0, writable: true }).unwrap()
+    }
+
+    #[test]
+    fn every_width_has_its_place() {
+        let memory = memory(1);
+        memory.word64(0x10, true).unwrap().store(0x1122_3344_5566_7788, Ordering::Relaxed);
+        let shadows = Shadows::new(SLOTS);
+        assert!(shadows.watch(memory.page(0, true).unwrap()));
+        let shadow = shadows.find(0).unwrap();
+        assert_eq!(shadow.exchange(0x13, 1, 0xaa), 0x55);
+        assert_eq!(shadow.exchange(0x14, 4, 0xdead_beef), 0x1122_3344);
+        assert_eq!(shadow.exchange(0x10, 8, 1), 0xdead_beef_aa66_7788);
+        assert_eq!(shadow.exchange(0x10, 16, 7 << 64 | 5), 1);
+        assert_eq!(shadow.exchange(0x10, 16, 0), 7 << 64 | 5);
+        assert_eq!(shadow.exchange(0xff8, 8, 9), 0);
+    }
+
+    #[test]
+    fn a_difference_is_found_where_it_is() {
+        let memory = memory(2);
+        let shadows = Shadows::new(SLOTS);
+        let page = memory.page(0x1000, true).unwrap();
+        assert!(shadows.watch(page) && !shadows.watch(page));
+        assert!(shadows.find(0).is_none());
+        let shadow = shadows.find(0x1000).unwrap();
+        assert_eq!(shadow.differences(page).count(), 0);
+        memory.word64(0x1ff8, true).unwrap().store(3, Ordering::Relaxed);
+        assert_eq!(shadow.differences(page).collect::<Vec<_>>(), [(0xff8, 0, 3)]);
+        shadows.abandon(0x1000);
+        assert!(!shadow.watched());
+        shadows.release(0x1000);
+        assert!(shadows.find(0x1000).is_none());
+        assert!(shadows.watch(page) && shadows.find(0x1000).unwrap().watched());
+    }
+
+    #[test]
+    fn slots_are_used_again_and_end() {
+        let memory = memory(SLOTS as u64 + 1);
+        let shadows = Shadows::new(SLOTS);
+        let page = |number: usize| memory.page(number as u64 * PAGE_SIZE, true).unwrap();
+        assert!((0..SLOTS).all(|number| shadows.watch(page(number))));
+        assert!(!shadows.watch(page(SLOTS)));
+        shadows.release(7 * PAGE_SIZE);
+        assert!(shadows.watch(page(SLOTS)));
+    }
+
+    #[test]
+    fn the_last_events_are_kept() {
+        let shadows = Shadows::new(SLOTS);
+        let shadow = &shadows.slots[0];
+        let event = |time| Event { time, thread: Thread::Engine(3), what: What::Stored, offset: 8, value: 1 };
+        (0..20).for_each(|time| shadow.record(event(time)));
+        assert_eq!(shadow.events(), (4..20).map(event).collect::<Vec<_>>());
+        assert_eq!(event(5).to_string(), "0.000000005 s  engine 3: stored 0x1 at offset 0x8");
+        assert_eq!(Thread::from_number(Thread::Control.number()), Thread::Control);
+    }
+}
