@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::TcpListener;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ use nix::libc;
 use nix::sys::eventfd::EventFd;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::{Pid, execv};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
@@ -360,6 +362,32 @@ fn a_thread_that_begins_late_is_no_offender() {
         let mut device = Device::start(&["--engines", "64"]);
         assert_eq!(device.end().code(), Some(0), "{}", device.log());
     }
+}
+
+#[test]
+fn every_map_at_once_though_the_caller_has_few_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Device::command(&folder, &[]);
+    // SAFETY: between fork and exec only a system call is made.
+    unsafe { command.pre_exec(|| Ok(few_files()?)) };
+    let mut device = Device { child: Some(command.spawn().unwrap()), folder };
+    wait_until("the device", || device.log().contains("listening on"));
+    let mut client = vfio_user::Client::new(&device.folder.path().join("device.sock")).unwrap();
+    let file = memfd(PAGE);
+    for number in 0..MAX_MAPS as u64 {
+        client.dma_map(0, number * PAGE, PAGE, file.as_raw_fd()).unwrap();
+    }
+    let mut bytes = [0; 4];
+    client.region_read(0, svmx_abi::regs::MAGIC, &mut bytes).unwrap();
+    assert_eq!(u32::from_le_bytes(bytes), svmx_abi::regs::MAGIC_VALUE, "{}", device.log());
+    drop(client);
+    assert_eq!(device.end().code(), Some(0), "{}", device.log());
+}
+
+/// What a login shell allows, or less.
+fn few_files() -> nix::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, 256, hard)
 }
 
 /// Starts the device in what such a container is: some system calls fail with EPERM.

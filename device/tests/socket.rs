@@ -335,3 +335,34 @@ fn a_socket_in_use_is_an_error_and_a_dead_one_is_replaced() {
     drop(Vmm::new(&first));
     first.ends_well();
 }
+
+#[test]
+fn a_process_that_is_stopped_is_late_and_nothing_else() {
+    let mut process = Process::start(&[]);
+    let mut vmm = Vmm::new(&process);
+    vmm.enable();
+    vmm.make_queue();
+    for round in 0..5 {
+        (0..8).for_each(|index| vmm.submit(16 * round + index, 1));
+        process.signal(Signal::SIGSTOP);
+        let stat = format!("/proc/{}/stat", process.child.as_ref().unwrap().id());
+        wait_until("the stop", || std::fs::read_to_string(&stat).unwrap().contains(") T "));
+        // What can be waited for while it is stopped: memory is as good as ever, and messages queue up.
+        let before = vmm.ram.word64(DATA + 8, false).unwrap().load(Ordering::Relaxed);
+        std::thread::scope(|scope| {
+            let late = scope.spawn(|| {
+                (8..16).for_each(|index| vmm.submit(16 * round + index, 1));
+                vmm.read(BAR_REGS, regs::MAGIC)
+            });
+            process.signal(Signal::SIGCONT);
+            assert_eq!(late.join().unwrap(), regs::MAGIC_VALUE);
+        });
+        assert!((16 * round..16 * round + 9).contains(&(before as u32)), "{before}");
+        let word = vmm.ram.word64(DATA + 8, false).unwrap();
+        wait_until("all commands", || word.load(Ordering::Relaxed) == u64::from(16 * (round + 1)));
+        // Read up to here.
+        vmm.ring(1, queue::CQ_HEAD, 16 * (round + 1));
+    }
+    drop(vmm);
+    process.ends_well();
+}

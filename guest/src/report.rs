@@ -43,9 +43,8 @@ pub enum Message {
         /// Repeated in the answer.
         id: u32,
         /// What.
+        #[serde(flatten)]
         action: Action,
-        /// The device it concerns.
-        device: u32,
     },
     /// Host to init to workload: the request was carried out.
     Done {
@@ -65,10 +64,20 @@ pub enum Message {
 
 /// What the host can be asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(tag = "action", rename_all = "kebab-case")]
 pub enum Action {
-    /// SIGKILL the device's process.
-    KillDevice,
+    /// SIGKILL a device's process.
+    KillDevice {
+        /// Its number.
+        device: u32,
+    },
+    /// SIGSTOP a device's process, and SIGCONT later. It is done when the process is stopped.
+    StopDevice {
+        /// Its number.
+        device: u32,
+        /// How much later.
+        seconds: u32,
+    },
 }
 
 impl Message {
@@ -92,8 +101,13 @@ mod tests {
     #[test]
     fn lines_are_what_the_host_expects() {
         let line = |message: &Message| serde_json::to_value(message).unwrap();
-        let request = Message::Request { id: 1, action: Action::KillDevice, device: 0 };
+        let request = Message::Request { id: 1, action: Action::KillDevice { device: 0 } };
         assert_eq!(line(&request), json!({"type": "request", "id": 1, "action": "kill-device", "device": 0}));
+        let request = Message::Request { id: 2, action: Action::StopDevice { device: 1, seconds: 9 } };
+        let expected =
+            json!({"type": "request", "id": 2, "action": "stop-device", "device": 1, "seconds": 9});
+        assert_eq!(line(&request), expected);
+        assert_eq!(serde_json::from_value::<Message>(expected).unwrap(), request);
         assert_eq!(
             serde_json::from_str::<Message>(r#"{"type":"done","id":1}"#).unwrap(),
             Message::Done { id: 1 }

@@ -18,8 +18,12 @@ pub(crate) struct Scenario {
     pub(crate) module: &'static str,
     /// Seconds that a workload without an end of its own works.
     pub(crate) duration: Option<u32>,
-    /// Whether the guest may ask for a device to be killed.
+    /// Whether the guest may ask for a device to be killed, and devices may end before the guest does.
     pub(crate) kills_devices: bool,
+    /// Whether the guest may ask for a device to be stopped for a while.
+    pub(crate) stops_devices: bool,
+    /// Seconds after which QEMU gives up a device that does not answer, as if it were killed.
+    pub(crate) device_timeout: u32,
     /// Seconds from QEMU's start to its end with the flavour `fast` under TCG.
     pub(crate) timeout: u32,
 }
@@ -35,11 +39,14 @@ const ROW: Scenario = Scenario {
     module: "",
     duration: None,
     kills_devices: false,
+    stops_devices: false,
+    // QEMU's own 5 s are too short for a device that is being debugged, or a machine that is overloaded.
+    device_timeout: 120,
     timeout: 180,
 };
 
 /// All scenarios, in the order in which they run.
-pub(crate) const SCENARIOS: [Scenario; 11] = [
+pub(crate) const SCENARIOS: [Scenario; 13] = [
     Scenario {
         name: "counter",
         shows: "CPU threads and the device on the same counters: the sum is exact",
@@ -94,6 +101,22 @@ pub(crate) const SCENARIOS: [Scenario; 11] = [
         // The first is asked for something after its death, the second is not.
         devices: 2,
         kills_devices: true,
+        ..ROW
+    },
+    Scenario {
+        name: "device-stops",
+        shows: "the device is stopped for 2 s, then 20 s, and continued: nothing is lost, nothing hangs",
+        stops_devices: true,
+        timeout: 300,
+        ..ROW
+    },
+    Scenario {
+        name: "device-given-up",
+        shows: "the device is stopped for longer than QEMU waits: as if killed, also when it is continued",
+        kills_devices: true,
+        stops_devices: true,
+        device_timeout: 5,
+        timeout: 300,
         ..ROW
     },
     Scenario {

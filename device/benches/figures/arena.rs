@@ -10,6 +10,7 @@ use measure::cpu::{self, Places};
 use mock_driver::{HANG, Mock, Space, UserQueue, add_indexed, wait_until};
 use svmx_abi::pci::PAGE_SIZE;
 use svmx_abi::pte::{Access, Pte};
+use svmx_abi::queue::Cqe;
 use svmx_abi::status::Status;
 use svmx_device::model::Options;
 
@@ -85,7 +86,7 @@ impl Arena {
     }
 
     /// Memory at a virtual address, by pages of 4 KiB.
-    fn mapped(&self, space: Space, va: u64, bytes: u64, access: Access) -> u64 {
+    pub(crate) fn mapped(&self, space: Space, va: u64, bytes: u64, access: Access) -> u64 {
         let count = bytes / PAGE_SIZE;
         let frame = self.mock.pages(count);
         for page in 0..count {
@@ -113,18 +114,22 @@ impl Region<'_> {
         self.queue.submit(add_indexed(self.va, self.scatter.count() as u32, self.index_va));
     }
 
-    /// Sleeps until it is completed: no CPU is taken from the engines.
+    /// Waits until it is completed.
     pub(crate) fn wait(&mut self) {
-        let start = Instant::now();
-        let completion = loop {
-            if let Some(completion) = self.queue.take() {
-                break completion;
-            }
-            assert!(start.elapsed() < HANG, "no completion");
-            thread::sleep(LOOK);
-        };
-        let good = (completion.head.status(), completion.applied as usize);
-        assert_eq!(good, (Status::SUCCESS, self.scatter.count()));
+        assert_eq!(wait_asleep(&mut self.queue).applied as usize, self.scatter.count());
+    }
+}
+
+/// Sleeps until the next completion, which must be a success: no CPU is taken from the engines.
+pub(crate) fn wait_asleep(queue: &mut UserQueue<'_>) -> Cqe {
+    let start = Instant::now();
+    loop {
+        if let Some(completion) = queue.take() {
+            assert_eq!(completion.head.status(), Status::SUCCESS);
+            return completion;
+        }
+        assert!(start.elapsed() < HANG, "no completion");
+        thread::sleep(LOOK);
     }
 }
 

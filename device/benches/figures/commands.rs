@@ -61,7 +61,7 @@ pub(crate) fn rate(name: &str, rounds: usize) -> Vec<Row> {
             millions_per_second(WRITES as usize, start.elapsed())
         }),
     ];
-    let comparison = pair(alternate(rounds, sides));
+    let comparison = Comparison::of(alternate(rounds, sides));
     let done = arena.mock.ram64(frame).load(Ordering::Relaxed);
     assert_eq!(done % u64::from(COMMANDS), 0, "commands were lost");
     let figure = format!("single FETCH_ADD, ring of {ENTRIES} kept full, in cache");
@@ -95,7 +95,7 @@ pub(crate) fn latency(name: &str, rounds: usize) -> Vec<Row> {
         }),
         Box::new(word_between_threads),
     ];
-    let comparison = pair(alternate(rounds, sides));
+    let comparison = Comparison::of(alternate(rounds, sides));
     let figure = "doorbell to completion, single FETCH_ADD, polling device";
     let with = "a word in shared memory to another thread and back";
     vec![Row::compared(name, figure, "us", with, &comparison, Aim::ValueAtMost(2.0))]
@@ -125,7 +125,7 @@ pub(crate) fn fault(name: &str, rounds: usize) -> Vec<Row> {
         }),
         Box::new(word_between_threads),
     ];
-    let comparison = pair(alternate(rounds, sides));
+    let comparison = Comparison::of(alternate(rounds, sides));
     let figure = "doorbell to completion, FETCH_ADD that faults and is replayed";
     let with = "a word in shared memory to another thread and back";
     vec![Row::compared(name, figure, "us", with, &comparison, Aim::None)]
@@ -189,11 +189,4 @@ fn await_value(word: &Line, value: u32) {
         spins += 1;
         assert!(!spins.is_multiple_of(1 << 24) || start.elapsed() < HANG, "no answer");
     }
-}
-
-fn pair(samples: Vec<Samples>) -> Comparison {
-    let Ok([value, baseline]) = <[Samples; 2]>::try_from(samples) else {
-        unreachable!("a sample for each of two sides")
-    };
-    Comparison { value, baseline }
 }

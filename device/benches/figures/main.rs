@@ -14,6 +14,7 @@
 mod arena;
 mod bulk;
 mod commands;
+mod copy;
 mod engines;
 mod native;
 mod process;
@@ -49,6 +50,7 @@ fn take(name: &str) -> Option<Take> {
         "cache" => bulk::cache,
         "coherent" => bulk::coherent,
         "engines" => engines::scaling,
+        "copy" => copy::rates,
         "ring" => commands::rate,
         "doorbell" => commands::latency,
         "fault" => commands::fault,

@@ -8,7 +8,7 @@
 
 #![expect(unsafe_code, reason = "makes slices of guest memory, leaves out bounds checks, prefetches")]
 
-use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
+use std::arch::asm;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -36,17 +36,11 @@ impl<'m> Scatter<'m> {
     pub(crate) fn new(mock: &'m Mock, elements: (u64, usize), index_array: u64, indices: &[u32]) -> Self {
         let (at, count) = elements;
         assert!(indices.iter().all(|&index| (index as usize) < count), "indices are in range");
-        let bytes = |count: usize, width| (count * width) as u64;
-        assert!(at.is_multiple_of(8) && mock.ram.contains(at, bytes(count, 8), true));
-        assert!(
-            index_array.is_multiple_of(4) && mock.ram.contains(index_array, bytes(indices.len(), 4), true)
-        );
-        let (first, first_index) = (mock.ram64(at).as_ptr(), mock.ram32(index_array).as_ptr());
-        // SAFETY: guest memory of a mock driver is one mapping, which lives as long as `mock`; the words
-        // are in it and aligned, and all that accesses them does so atomically.
-        let elements = unsafe { std::slice::from_raw_parts(first.cast::<AtomicU64>(), count) };
-        // SAFETY: as above.
-        let array = unsafe { std::slice::from_raw_parts(first_index.cast::<AtomicU32>(), indices.len()) };
+        // The words' bytes, half a word an index.
+        let array = words(mock, index_array, indices.len().div_ceil(2));
+        // SAFETY: the words hold as many indices, and half of an aligned word is aligned.
+        let array = unsafe { std::slice::from_raw_parts(array.as_ptr().cast::<AtomicU32>(), indices.len()) };
+        let elements = words(mock, at, count);
         for (place, index) in array.iter().zip(indices) {
             place.store(*index, Ordering::Relaxed);
         }
@@ -72,30 +66,39 @@ impl<'m> Scatter<'m> {
         }
     }
 
+    /// By name: the compiler's own prefetch for a store becomes one for a load unless it may assume a
+    /// newer CPU than x86-64's first.
     #[inline(always)]
-    fn prefetch<const HINT: i32>(&self, at: usize) {
-        // SAFETY: a prefetch of any address has no effect that a program could see.
-        unsafe { _mm_prefetch::<HINT>(std::ptr::from_ref(self.element(at)).cast()) }
+    fn prefetch<const EXCLUSIVE: bool>(&self, at: usize) {
+        let element = std::ptr::from_ref(self.element(at));
+        // SAFETY: a prefetch has no effect that a program could see; a CPU without this one ignores it.
+        unsafe {
+            if EXCLUSIVE {
+                asm!("prefetchw [{}]", in(reg) element, options(nostack, preserves_flags, readonly));
+            } else {
+                asm!("prefetcht0 [{}]", in(reg) element, options(nostack, preserves_flags, readonly));
+            }
+        }
     }
 
     /// Load, add, store; with software prefetch.
     pub(crate) fn plain(&self, operand: u64, prefetch: Prefetch) {
         if prefetch.exclusive {
-            self.plain_with::<_MM_HINT_ET0>(operand, prefetch.distance);
+            self.plain_with::<true>(operand, prefetch.distance);
         } else {
-            self.plain_with::<_MM_HINT_T0>(operand, prefetch.distance);
+            self.plain_with::<false>(operand, prefetch.distance);
         }
     }
 
     #[inline(never)]
-    fn plain_with<const HINT: i32>(&self, operand: u64, distance: usize) {
+    fn plain_with<const EXCLUSIVE: bool>(&self, operand: u64, distance: usize) {
         let add = |at| {
             let element = self.element(at);
             element.store(element.load(Ordering::Relaxed).wrapping_add(operand), Ordering::Relaxed);
         };
         let ahead = self.count().saturating_sub(distance);
         for at in 0..ahead {
-            self.prefetch::<HINT>(at + distance);
+            self.prefetch::<EXCLUSIVE>(at + distance);
             add(at);
         }
         (ahead..self.count()).for_each(add);
@@ -118,10 +121,54 @@ impl<'m> Scatter<'m> {
         let mut add = |at| seen = seen.wrapping_add(self.element(at).fetch_add(operand, Ordering::SeqCst));
         let ahead = self.count().saturating_sub(distance);
         for at in 0..ahead {
-            self.prefetch::<_MM_HINT_ET0>(at + distance);
+            self.prefetch::<true>(at + distance);
             add(at);
         }
         (ahead..self.count()).for_each(add);
         black_box(seen);
     }
+}
+
+/// Bytes to copy from one place of guest memory to another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Block<'m> {
+    from: &'m [AtomicU64],
+    to: &'m [AtomicU64],
+}
+
+impl<'m> Block<'m> {
+    /// `bytes` at two places.
+    pub(crate) fn new(mock: &'m Mock, from: u64, to: u64, bytes: usize) -> Self {
+        Block { from: words(mock, from, bytes / 8), to: words(mock, to, bytes / 8) }
+    }
+
+    /// `memcpy`.
+    pub(crate) fn copy(&self) {
+        // SAFETY: both are valid for as many words, and do not overlap as they begin that far apart; the
+        // device, which is the only other one to access them, is idle while a native loop runs.
+        unsafe {
+            let to = self.to.as_ptr().cast::<u64>().cast_mut();
+            std::ptr::copy_nonoverlapping(self.from.as_ptr().cast::<u64>(), to, self.to.len());
+        }
+    }
+
+    /// `memset`.
+    pub(crate) fn fill(&self, byte: u8) {
+        // SAFETY: as in `copy`.
+        unsafe { std::ptr::write_bytes(self.to.as_ptr().cast::<u64>().cast_mut(), byte, self.to.len()) }
+    }
+
+    /// Whether both are the same.
+    pub(crate) fn is_copied(&self) -> bool {
+        let pairs = self.from.iter().zip(self.to);
+        pairs.into_iter().all(|(from, to)| from.load(Ordering::Relaxed) == to.load(Ordering::Relaxed))
+    }
+}
+
+/// Words of guest memory.
+fn words(mock: &Mock, at: u64, count: usize) -> &[AtomicU64] {
+    assert!(at.is_multiple_of(8) && mock.ram.contains(at, 8 * count as u64, true));
+    // SAFETY: guest memory of a mock driver is one mapping, which lives as long as `mock`; the words are in
+    // it and aligned, and all that accesses them while others may does so atomically.
+    unsafe { std::slice::from_raw_parts(mock.ram64(at).as_ptr().cast::<AtomicU64>(), count) }
 }

@@ -82,6 +82,12 @@ impl From<Vec<f64>> for Samples {
 }
 
 impl Comparison {
+    /// The first side's samples against the second's; a side that is not there has none.
+    pub fn of(sides: Vec<Samples>) -> Comparison {
+        let mut sides = sides.into_iter();
+        Comparison { value: sides.next().unwrap_or_default(), baseline: sides.next().unwrap_or_default() }
+    }
+
     /// The ratio of each round: what disturbs a whole round does not disturb it.
     pub fn ratios(&self) -> Samples {
         self.value.0.iter().zip(&self.baseline.0).map(|(value, baseline)| value / baseline).collect()

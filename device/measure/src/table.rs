@@ -3,11 +3,12 @@
 //! The figures that there are.
 
 /// Name, and what it shows.
-pub const FIGURES: [(&str, &str); 9] = [
+pub const FIGURES: [(&str, &str); 10] = [
     ("random", "bulk FETCH_ADD, atomic page, random over 1 GiB, one engine, against native loops"),
     ("cache", "the same in 16 KiB, against a native `lock xadd` loop"),
     ("coherent", "bulk FETCH_ADD, coherent page, random over 1 GiB and in 16 KiB, against `lock xadd`"),
     ("engines", "two engines on disjoint pages, against one"),
+    ("copy", "COPY and FILL of 8 MiB, against memcpy and memset"),
     ("ring", "single commands through a user ring, against trapped MMIO writes"),
     ("doorbell", "doorbell to completion of a polling device, against a word between two threads"),
     ("fault", "fault to replay to completion, without a guest, against a word between two threads"),

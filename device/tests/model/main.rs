@@ -9,4 +9,5 @@ mod forms;
 mod hostile;
 mod invalidation;
 mod lifecycle;
+mod limits;
 mod sharing;

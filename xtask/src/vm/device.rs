@@ -13,6 +13,7 @@ use std::process::{ExitStatus, Stdio};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::process::Command;
+use tokio::time::Instant;
 
 /// How long a device may take to listen on its socket, or to end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -27,6 +28,8 @@ pub(crate) struct Device {
     log: PathBuf,
     ended: Option<ExitStatus>,
     killed: bool,
+    /// It is stopped until then.
+    stopped: Option<Instant>,
 }
 
 /// The socket's name in the folder of sockets.
@@ -50,13 +53,13 @@ impl Device {
         command.arg("--socket").arg(&socket).args(options);
         command.stdin(Stdio::null()).stdout(stderr.try_clone()?).stderr(stderr);
         let running = Running::start(&mut command)?;
-        let mut device = Device { running, log, ended: None, killed: false };
+        let mut device = Device { running, log, ended: None, killed: false, stopped: None };
         device.listening().await.with_context(|| format!("device {index}"))?;
         Ok(device)
     }
 
     async fn listening(&mut self) -> Result<()> {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PATIENCE;
         while !self.says_so() {
             tokio::select! {
                 status = self.running.wait() => {
@@ -84,8 +87,21 @@ impl Device {
         Ok(())
     }
 
+    /// Stops it for a while, because the guest asked for that: see [`continue_due`].
+    pub(crate) fn stop(&mut self, time: Duration) {
+        self.running.signal(Signal::SIGSTOP);
+        self.stopped = Some(Instant::now() + time);
+    }
+
+    fn go_on(&mut self) {
+        if self.stopped.take().is_some() {
+            self.running.signal(Signal::SIGCONT);
+        }
+    }
+
     /// Sees to its end after QEMU's; what is wrong with it.
     pub(crate) async fn finish(&mut self, index: usize) -> Option<String> {
+        self.go_on();
         if self.killed {
             return None;
         }
@@ -102,6 +118,20 @@ impl Device {
         let how = if obeyed { "had to be told to end" } else { "had to be killed: it ignores SIGTERM" };
         Some(format!("device {index} {how} after QEMU was gone"))
     }
+}
+
+/// When the next one that is stopped must be continued.
+pub(crate) fn next_continue(devices: &[Device]) -> Option<Instant> {
+    devices.iter().filter_map(|device| device.stopped).min()
+}
+
+/// Continues those that have been stopped long enough.
+pub(crate) fn continue_due(devices: &mut [Device]) {
+    let now = Instant::now();
+    devices
+        .iter_mut()
+        .filter(|device| device.stopped.is_some_and(|until| until <= now))
+        .for_each(Device::go_on);
 }
 
 /// Waits until one of them ends that has not been known to have ended. May be cancelled.

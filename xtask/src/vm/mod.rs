@@ -115,6 +115,7 @@ impl Machine {
             kernel: &image,
             command_line: &command_line,
             devices: &names,
+            device_timeout: plan.scenario.device_timeout,
             sockets: sockets.path(),
             run_dir: &dir,
             interactive: console.is_some(),

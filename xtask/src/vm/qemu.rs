@@ -13,9 +13,6 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use tokio::process::Command;
 
-/// How long the device may take to answer before QEMU gives it up for good, in milliseconds. Its own
-/// limit of 5 s is too short for a device that is being debugged, or a machine that is overloaded.
-const DEVICE_TIMEOUT_MS: u32 = 120_000;
 /// The guest's virtual CPUs can't be fewer for the atomics of TCG to be atomic.
 const LEAST_CPUS: u32 = 2;
 
@@ -41,6 +38,8 @@ pub(crate) struct Guest<'a> {
     pub(crate) command_line: &'a str,
     /// The names of the devices' sockets.
     pub(crate) devices: &'a [String],
+    /// How long a device may take to answer, in seconds, before QEMU gives it up for good.
+    pub(crate) device_timeout: u32,
     /// Folder of them, of [`INITRAMFS`], and of the sockets `qmp.sock`, `verdict.sock` and `console.sock`, on
     /// which we listen.
     pub(crate) sockets: &'a Path,
@@ -156,7 +155,7 @@ fn arguments(guest: &Guest<'_>, places: &Places) -> Vec<OsString> {
             "id": format!("svmx{index}"),
             "bus": format!("port{index}"),
             "socket": { "type": "unix", "path": places.sockets.join(name) },
-            "x-msg-timeout": DEVICE_TIMEOUT_MS,
+            "x-msg-timeout": 1000 * guest.device_timeout,
         });
         arguments.add(["-device".to_owned(), device.to_string()]);
     }
@@ -194,6 +193,7 @@ mod tests {
             kernel: Path::new("/k/vmlinux"),
             command_line: "console=ttyS0",
             devices: &devices,
+            device_timeout: 120,
             sockets: Path::new("/s"),
             run_dir: Path::new("/run,s"),
             interactive: false,

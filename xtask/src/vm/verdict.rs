@@ -52,6 +52,8 @@ pub(crate) enum Message {
 pub(crate) enum Action {
     /// SIGKILL for the process of this device.
     KillDevice { device: usize },
+    /// SIGSTOP for it, and SIGCONT that many seconds later.
+    StopDevice { device: usize, seconds: u32 },
 }
 
 /// The answer to request `id`.
@@ -163,6 +165,9 @@ mod tests {
         let mut transcript = Transcript::default();
         let request = transcript.line(r#"{"type":"request","id":7,"action":"kill-device","device":1}"#, "x");
         assert_eq!(request, Some((7, Action::KillDevice { device: 1 })));
+        let line = r#"{"type":"request","id":8,"action":"stop-device","device":0,"seconds":20}"#;
+        let request = transcript.line(line, "x");
+        assert_eq!(request, Some((8, Action::StopDevice { device: 0, seconds: 20 })));
         assert_eq!(done(7), "{\"type\":\"done\",\"id\":7}\n");
     }
 

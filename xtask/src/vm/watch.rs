@@ -124,12 +124,8 @@ impl<'a> Watch<'a> {
         let mut deadline = deadline;
         let mut listening = true;
         loop {
-            let limit = async {
-                match deadline {
-                    Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let limit = at(deadline.map(Into::into));
+            let go_on = at(device::next_continue(self.devices));
             tokio::select! {
                 biased;
                 line = connections.lines.next_line(), if listening => match line {
@@ -156,10 +152,15 @@ impl<'a> Watch<'a> {
                     }
                 },
                 (index, status) = device::any_end(self.devices) => {
-                    let how = process::describe(status?);
+                    let status = status?;
+                    if self.scenario.kills_devices && status.success() {
+                        continue;
+                    }
+                    let how = process::describe(status);
                     self.problems.push(format!("device {index} ended while the guest ran: {how}"));
                     return Ok(false);
                 }
+                () = go_on => device::continue_due(self.devices),
                 () = limit => {
                     let what = match (self.transcript.has_started(), self.transcript.has_verdict()) {
                         (_, true) => "the guest did not power off after its verdict".to_owned(),
@@ -190,12 +191,17 @@ impl<'a> Watch<'a> {
 
     async fn line(&mut self, line: &str, answers: &mut OwnedWriteHalf) -> Result<()> {
         let Some((id, action)) = self.transcript.line(line, self.scenario.name) else { return Ok(()) };
-        let Action::KillDevice { device } = action;
+        let (Action::KillDevice { device: index } | Action::StopDevice { device: index, .. }) = action;
         let count = self.devices.len();
-        match self.devices.get_mut(device) {
-            Some(device) if self.scenario.kills_devices => device.kill().await?,
-            Some(_) => bail!("the guest wants device {device} killed, which is not part of this scenario"),
-            None => bail!("the guest wants device {device} killed, but there are {count}"),
+        let Some(device) = self.devices.get_mut(index) else {
+            bail!("the guest wants {action:?}, but there are {count} devices")
+        };
+        match action {
+            Action::KillDevice { .. } if self.scenario.kills_devices => device.kill().await?,
+            Action::StopDevice { seconds, .. } if self.scenario.stops_devices => {
+                device.stop(Duration::from_secs(seconds.into()));
+            }
+            _ => bail!("the guest wants {action:?}, which is not part of this scenario"),
         }
         let answer = verdict::done(id);
         let answered = tokio::time::timeout(ANSWER, answers.write_all(answer.as_bytes())).await;
@@ -214,6 +220,14 @@ impl<'a> Watch<'a> {
             metrics.insert("boot_to_verdict_s".to_owned(), (time.as_millis() as f64 / 1000.0).into());
         }
         Seen { verdict: if judged { verdict } else { Some(Verdict::Pass) }, detail, metrics, problems }
+    }
+}
+
+/// At that time, or never.
+async fn at(time: Option<tokio::time::Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -4,6 +4,9 @@
 //! threads asleep in WAIT. The threads get ENODEV within five seconds and the memory stays the CPU's. With
 //! the first device the CPU touches the pages at once, so an invalidation finds the device dead; with the
 //! second, if there is one, nobody touches anything until the threads have come back.
+//!
+//! `device-given-up`: the same with a process that is stopped until the VMM has given the device up. Each access
+//! that the driver tries until then takes as long as the VMM's patience, so it takes longer; and later the process goes on.
 
 use crate::link::{self, metric};
 use crate::scenario::{Run, Shown, step};
@@ -17,20 +20,45 @@ use svmx::{Command, Device, Error, Queue, QueueSize, SharedSlice};
 
 const PAGES: usize = 64;
 const PER_PAGE: usize = 512;
-const WITHIN: Duration = Duration::from_secs(5);
+/// How long a dead device may take to be known as such.
+const KILLED_WITHIN: Duration = Duration::from_secs(5);
+/// A few accesses, each of which takes the VMM's patience.
+const GIVEN_UP_WITHIN: Duration = Duration::from_secs(60);
+/// How long a process is stopped, in seconds: longer than it takes until the memory is the CPU's.
+const STOPPED: u32 = 25;
+/// How often memory is touched at most before it is verified.
+const MOST_TOUCHES: u64 = 4;
 /// Elements of the command that runs when the device dies.
 const RUNNING: u32 = u32::MAX;
 
 pub(crate) fn run(run: &Run) -> Result<Shown> {
     for n in 0..run.devices.min(2) {
-        kill(n, n == 0).with_context(|| format!("device {n}"))?;
+        let (action, within) = (Action::KillDevice { device: n }, KILLED_WITHIN);
+        lose(n, action, within, n == 0).with_context(|| format!("device {n}"))?;
     }
     Ok(Shown::Pass("every wait returned ENODEV in time, and all memory works".into()))
 }
 
+pub(crate) fn given_up(_: &Run) -> Result<Shown> {
+    let action = Action::StopDevice { device: 0, seconds: STOPPED };
+    let (memory, stopped) = lose(0, action, GIVEN_UP_WITHIN, true)?;
+    step("waiting until the process has gone on");
+    let gone_on = Duration::from_secs(STOPPED.into()) + KILLED_WITHIN;
+    thread::sleep(gone_on.saturating_sub(stopped.elapsed()));
+    touch(&memory)?;
+    verify(&memory)?;
+    Ok(Shown::Pass("every wait returned ENODEV, and all memory works, also when the process goes on".into()))
+}
+
 type Return = (&'static str, Result<(), Error>);
 
-fn kill(n: u32, touch_at_once: bool) -> Result<()> {
+/// Loses device `n` by `action`; returns the memory that it had, and when the action was asked for.
+fn lose(
+    n: u32,
+    action: Action,
+    within: Duration,
+    touch_at_once: bool,
+) -> Result<(SharedSlice<u64>, Instant)> {
     step(format!("device {n}: taking pages"));
     let device = Device::open_nth(n)?;
     let memory = SharedSlice::<u64>::zeroed(PAGES * PER_PAGE)?;
@@ -53,29 +81,30 @@ fn kill(n: u32, touch_at_once: bool) -> Result<()> {
     thread::sleep(Duration::from_millis(100));
     ensure!(returns.try_recv().is_err(), "a wait returned before the device died");
 
-    step(format!("device {n}: asking the host to kill it"));
+    step(format!("device {n}: asking the host for {action:?}"));
     // Before the request: it is dead some time before the answer is here.
     let killed = Instant::now();
-    link::request(Action::KillDevice, n)?;
+    link::request(action)?;
     if touch_at_once {
         step(format!("device {n}: touching the pages of a dead device"));
         touch(&memory)?;
         metric(&format!("touched_after_ms_{n}"), killed.elapsed().as_millis() as u64);
     }
     step(format!("device {n}: waiting for the sleepers"));
-    let late = collect(&returns, killed)?;
+    let late = collect(&returns, killed, within)?;
     metric(&format!("enodev_after_ms_{n}"), late.as_millis() as u64);
     step(format!("device {n}: reading and writing all memory"));
     touch(&memory)?;
     verify(&memory)?;
     step(format!("device {n}: closing"));
     // Either call may say so; what matters is that both come back.
-    match holder.submit(&every_page).and_then(|()| holder.complete(Some(WITHIN)).map(drop)) {
+    match holder.submit(&every_page).and_then(|()| holder.complete(Some(within)).map(drop)) {
         Err(Error::DeviceLost) => {}
         other => bail!("expected ENODEV from a dead device, found {other:?}"),
     }
     drop((holder, idle, device));
-    touch(&memory)
+    touch(&memory)?;
+    Ok((memory, killed))
 }
 
 fn sleep_on_command(mut queue: Queue, sender: Sender<Return>) {
@@ -95,13 +124,13 @@ fn sleep_on_nothing(device: &Device, queue: &Queue, sender: Sender<Return>) {
 }
 
 /// Both sleepers' returns, and when the last came.
-fn collect(returns: &Receiver<Return>, killed: Instant) -> Result<Duration> {
+fn collect(returns: &Receiver<Return>, killed: Instant, within: Duration) -> Result<Duration> {
     for _ in 0..2 {
-        let left = WITHIN.saturating_sub(killed.elapsed());
+        let left = within.saturating_sub(killed.elapsed());
         match returns.recv_timeout(left.max(Duration::from_millis(1))) {
             Ok((_, Err(Error::DeviceLost))) => {}
             Ok((what, other)) => bail!("waiting for {what}: expected ENODEV, found {other:?}"),
-            Err(_) => bail!("a wait did not return within {WITHIN:?}"),
+            Err(_) => bail!("a wait did not return within {within:?}"),
         }
     }
     Ok(killed.elapsed())
@@ -127,7 +156,7 @@ fn verify(memory: &SharedSlice<u64>) -> Result<()> {
         let most = match (page, offset) {
             (0, 2) => start + u64::from(RUNNING),
             (_, 1) => start + 1,
-            (_, offset) if offset == PER_PAGE - 1 => start + 2,
+            (_, offset) if offset == PER_PAGE - 1 => start + MOST_TOUCHES,
             _ => start,
         };
         let least = if offset == 1 { start + 1 } else { start };

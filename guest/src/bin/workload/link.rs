@@ -63,13 +63,13 @@ pub(crate) fn say(verdict: Verdict, detail: String) {
 }
 
 /// Asks the host for something and waits until it is done.
-pub(crate) fn request(action: Action, device: u32) -> Result<()> {
+pub(crate) fn request(action: Action) -> Result<()> {
     let mut requests = REQUESTS.lock().unwrap_or_else(PoisonError::into_inner);
     *requests += 1;
     let id = *requests;
     let socket = socket().context("only the host can do this, and there is no init")?;
     socket.set_read_timeout(Some(Duration::from_secs(30)))?;
-    Message::Request { id, action, device }.send(socket)?;
+    Message::Request { id, action }.send(socket)?;
     let mut line = String::new();
     // One answer to one request: nothing is left in the buffer.
     BufReader::new(socket).read_line(&mut line).context("the host does not answer")?;

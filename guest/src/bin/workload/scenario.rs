@@ -4,7 +4,8 @@
 
 use crate::link;
 use crate::{
-    atomics, counter, device_dies, discard, exit_while_busy, garbage, reload, two_devices, two_processes,
+    atomics, counter, device_dies, device_stops, discard, exit_while_busy, garbage, reload, two_devices,
+    two_processes,
 };
 use anyhow::Result;
 use std::process::ExitCode;
@@ -131,6 +132,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "device-dies",
         shows: "when the device's process is killed waits end with ENODEV and the memory stays",
         run: device_dies::run,
+    },
+    Scenario {
+        name: "device-stops",
+        shows: "when the device's process is stopped and continued nothing is lost and nothing hangs",
+        run: device_stops::run,
+    },
+    Scenario {
+        name: "device-given-up",
+        shows: "when the VMM gives up a device that is stopped waits end with ENODEV and the memory stays",
+        run: device_dies::given_up,
     },
 ];
 
