@@ -200,6 +200,15 @@ impl Device {
         self.reset_registers();
     }
 
+    /// The host is gone: a reset, and what it gave is given up. Memory goes after the reset, when no ring is
+    /// in it any more.
+    pub fn disconnect(&mut self) {
+        self.reset();
+        self.memory = GuestMemory::default();
+        self.model.replace_memory(self.memory.clone());
+        self.disable_interrupts();
+    }
+
     /// Ends all threads.
     pub fn end(&mut self) {
         self.model.exit();

@@ -39,4 +39,5 @@ mod sync;
 pub mod tlb;
 pub mod trace;
 pub mod vfio;
+pub mod vfio_user;
 pub mod work;

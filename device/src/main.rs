@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! `svmx-device`: one device on one socket, for one VMM.
+//! `svmx-device`: one device on one socket, for one VMM at a time.
 
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -17,21 +16,25 @@ use svmx_device::chaos::{Settings, spec::Faults};
 use svmx_device::instruments::{Request, Watchers};
 use svmx_device::model::{Model, Options};
 use svmx_device::sandbox::SandboxError;
-use svmx_device::vfio::Socket;
+use svmx_device::vfio::{self, Serve};
+use svmx_device::vfio_user::{Listener, Stop};
 use svmx_device::{host, sandbox};
 use tracing_subscriber::EnvFilter;
 
 /// The most threads that may execute commands.
 const MAX_ENGINES: u16 = 64;
 
-/// The svmx accelerator as a vfio-user device. It serves one VMM and ends when that goes, or on SIGTERM or
-/// SIGINT.
+/// The svmx accelerator as a vfio-user device. It serves one VMM at a time, each with the device in its reset
+/// state, until SIGTERM or SIGINT.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
     /// UNIX socket to listen on; made with mode 0600, removed at the end
     #[arg(long, value_name = "PATH")]
     socket: PathBuf,
+    /// End when the first VMM has gone
+    #[arg(long)]
+    once: bool,
     /// Engines: threads that execute commands, 1 to 64 [default: the host's CPUs less one]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_ENGINES)))]
     engines: Option<u16>,
@@ -107,15 +110,17 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     };
     let request = instruments(arguments)?;
     host::raise_file_limit();
-    let socket = Socket::bind(&arguments.socket)?;
+    let listener = Listener::bind(&arguments.socket)?;
+    let stop = Stop::new()?;
     // What is opened is opened above, what is started is started below.
-    confine(arguments, || sandbox::forbid_files(socket.path()))?;
+    confine(arguments, || sandbox::forbid_files(listener.path()))?;
     let (mut device, watchers) = request.device(options)?;
-    end_on(signals, device.model().clone(), watchers.clone(), socket.path().into())?;
+    end_on(signals, stop.clone())?;
     // Nothing is opened or started from here on.
     confine(arguments, sandbox::forbid_syscalls)?;
-    tracing::info!("listening on {}", socket.path().display());
-    let served = socket.serve(&mut device);
+    tracing::info!("listening on {}", listener.path().display());
+    let how = if arguments.once { Serve::Once } else { Serve::Forever };
+    let served = vfio::serve(&listener, &mut device, &stop, how);
     device.end();
     summarize(device.model(), &watchers);
     Ok(served?)
@@ -152,21 +157,15 @@ fn default_poll() -> Duration {
     Duration::from_micros(if host::cpus() >= 4 { 50 } else { 20 })
 }
 
-/// The transport may be waiting for a message or for a VMM; so the process is ended from here, after the
-/// device has stopped.
-fn end_on(
-    signals: SigSet,
-    model: Arc<Model>,
-    watchers: Arc<Watchers>,
-    socket: PathBuf,
-) -> anyhow::Result<()> {
+/// The first signal ends the transport, and with it everything in order; a second one does not wait for that.
+fn end_on(signals: SigSet, stop: Stop) -> anyhow::Result<()> {
     let wait = move || {
         let Ok(signal) = signals.wait() else { return };
         tracing::info!("{signal}");
-        model.exit();
-        summarize(&model, &watchers);
-        let _ = std::fs::remove_file(socket);
-        std::process::exit(0);
+        stop.stop();
+        if signals.wait().is_ok() {
+            std::process::exit(1);
+        }
     };
     std::thread::Builder::new().name("signals".into()).spawn(wait)?;
     Ok(())

@@ -9,9 +9,10 @@
 //!
 //! A file's length is checked when it is mapped. If it is cut afterwards an access beyond its end raises
 //! SIGBUS, which ends this process; it does not reach other memory. Only a holder of the descriptor can do
-//! that: the VMM, which has this process to itself and could as well hang up. Its guest can't; QEMU seals
-//! its memfds against shrinking on top of that (`memory-backend-memfd`, `seal=on` by default). Seals are not
-//! demanded here, because files of a tmpfs and memfds that were made without them are good memory too.
+//! that: the VMM, not its guest. QEMU seals its memfds against shrinking (`memory-backend-memfd`, `seal=on` by
+//! default). Seals are not demanded here, because files of a tmpfs and memfds that were made without them are
+//! good memory too, and not added, because one would stay on when the VMM has its memory back, and a VMM that
+//! means harm would give a file that takes none.
 
 #![expect(unsafe_code, reason = "turns host addresses inside a mapping into references to atomic words")]
 

@@ -3,8 +3,10 @@
 //! The real binary over a real socket, with a client that is not ours.
 
 use std::fs::File;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{Ordering, fence};
@@ -62,6 +64,29 @@ impl Process {
         let mut command = Command::new(env!("CARGO_BIN_EXE_svmx-device"));
         command.arg("--socket").arg(self.socket()).args(arguments).stderr(Stdio::piped());
         command
+    }
+
+    /// A connection on which nothing has been said. The socket's file is there a moment before it is
+    /// listened on.
+    fn connect(&self) -> UnixStream {
+        let mut stream = None;
+        wait_until("a connection", || {
+            stream = UnixStream::connect(self.socket()).ok();
+            stream.is_some()
+        });
+        stream.unwrap()
+    }
+
+    fn proc(&self, what: &str) -> PathBuf {
+        format!("/proc/{}/{what}", self.child.as_ref().unwrap().id()).into()
+    }
+
+    fn maps(&self) -> String {
+        std::fs::read_to_string(self.proc("maps")).unwrap()
+    }
+
+    fn descriptors(&self) -> usize {
+        std::fs::read_dir(self.proc("fd")).unwrap().count()
     }
 
     fn signal(&self, signal: Signal) {
@@ -209,7 +234,7 @@ impl Vmm {
 
 #[test]
 fn a_command_and_its_interrupt() {
-    let mut process = Process::start(&[]);
+    let mut process = Process::start(&["--once"]);
     let mode = std::fs::metadata(process.socket()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let mut vmm = Vmm::new(&process);
@@ -258,10 +283,10 @@ fn signals_end_it_at_any_time() {
 }
 
 #[test]
-fn it_ends_when_the_client_goes() {
+fn with_once_it_ends_when_the_client_goes() {
     // At once; with work under way; in the middle of a message.
     for when in 0..3 {
-        let mut process = Process::start(&["-v"]);
+        let mut process = Process::start(&["-v", "--once"]);
         if when < 2 {
             let mut vmm = Vmm::new(&process);
             if when == 1 {
@@ -270,33 +295,99 @@ fn it_ends_when_the_client_goes() {
                 (0..16).for_each(|index| vmm.submit(index, 1));
             }
         } else {
-            use std::io::Write;
-            let mut stream = None;
-            wait_until("a connection", || {
-                stream = std::os::unix::net::UnixStream::connect(process.socket()).ok();
-                stream.is_some()
-            });
             // A header that announces more than comes: region read.
             let mut header = [0u8; 20];
             (header[2], header[4]) = (9, 32);
-            stream.unwrap().write_all(&header[..16]).unwrap();
+            process.connect().write_all(&header[..16]).unwrap();
         }
         process.ends_well();
     }
 }
 
 #[test]
-fn memory_that_is_refused_ends_it_visibly() {
-    let mut process = Process::start(&[]);
+fn memory_that_is_refused_is_not_there_and_all_goes_on() {
+    let mut process = Process::start(&["--once"]);
     let mut vmm = Vmm::new(&process);
     let file = File::from(memfd_create("more", MFdFlags::MFD_CLOEXEC).unwrap());
     file.set_len(RAM).unwrap();
-    // It overlaps what is mapped. The answer is the end of the connection, whatever the client makes of it.
-    let _ = vmm.client.dma_map(0, RAM / 2, RAM, file.as_raw_fd());
-    let output = process.end();
-    let log = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{log}");
-    assert!(log.contains("DMA map refused") && !log.contains("panicked"), "{log}");
+    // It overlaps what is mapped; it is longer than its file. The client reads the answer but does not look.
+    vmm.client.dma_map(0, RAM / 2, RAM, file.as_raw_fd()).unwrap();
+    vmm.client.dma_map(0, 1 << 30, 2 * RAM, file.as_raw_fd()).unwrap();
+    vmm.enable();
+    vmm.make_queue();
+    vmm.submit(0, 1);
+    let word = vmm.ram.word64(DATA + 8, false).unwrap();
+    wait_until("the addition", || word.load(Ordering::Relaxed) == 1);
+    drop(vmm);
+    let log = process.ends_well();
+    assert!(log.contains("overlaps another map") && log.contains("file too short"), "{log}");
+}
+
+#[test]
+fn one_vmm_after_the_other_each_with_a_fresh_device() {
+    let mut process = Process::start(&[]);
+    let mut connected = None;
+    for _ in 0..3 {
+        let mut vmm = Vmm::new(&process);
+        // As many as the first time: nothing of its predecessors is left.
+        let first = *connected.get_or_insert_with(|| process.descriptors());
+        wait_until("the end of old descriptors", || process.descriptors() == first);
+        assert_eq!(vmm.read(CONFIG, 4) & 6, 0, "no memory space, no bus master");
+        for register in [regs::STATUS, regs::FATAL_ERROR, regs::CTL_BASE, regs::CTL_LOG2, regs::FAULT_BASE] {
+            assert_eq!(vmm.read(BAR_REGS, register), 0, "{register:#x}");
+        }
+        for page in 0..16 {
+            let tail = vmm.doorbells.word32(4096 * page + queue::SQ_TAIL, false).unwrap();
+            assert_eq!(tail.load(Ordering::Relaxed), 0);
+        }
+        // It works, and is left in the middle of it.
+        let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+        vmm.client.set_irqs(MSIX, 0x24, 0, 1, &[event.as_fd().as_raw_fd()]).unwrap();
+        vmm.enable();
+        vmm.make_queue();
+        (0..16).for_each(|index| vmm.submit(index, 1));
+        let word = vmm.ram.word64(DATA + 8, false).unwrap();
+        wait_until("an addition", || word.load(Ordering::Relaxed) > 0);
+        assert!(process.maps().contains("memfd:ram"));
+        drop(vmm);
+        wait_until("the end of all maps", || !process.maps().contains("memfd:ram"));
+    }
+    process.signal(Signal::SIGTERM);
+    process.ends_well();
+}
+
+#[test]
+fn a_second_vmm_is_turned_away() {
+    let mut process = Process::start(&[]);
+    let mut vmm = Vmm::new(&process);
+    assert!(Client::new(&process.socket()).is_err());
+    assert_eq!(vmm.read(BAR_REGS, regs::MAGIC), regs::MAGIC_VALUE);
+    drop(vmm);
+    // Its successor is not.
+    assert_eq!(Vmm::new(&process).read(BAR_REGS, regs::MAGIC), regs::MAGIC_VALUE);
+    process.signal(Signal::SIGINT);
+    let log = process.ends_well();
+    assert!(log.contains("another client was turned away"), "{log}");
+}
+
+#[test]
+fn a_broken_connection_is_an_error_only_if_it_is_the_only_one() {
+    for once in [true, false] {
+        let mut process = Process::start(if once { &["--once"] } else { &[] });
+        let mut stream = process.connect();
+        stream.write_all(&[0xff; 16]).unwrap();
+        assert_eq!(stream.read(&mut [0; 16]).unwrap_or(0), 0);
+        if !once {
+            drop(Vmm::new(&process));
+            process.signal(Signal::SIGTERM);
+            assert!(process.ends_well().contains("claims to have 4294967295 bytes"));
+            continue;
+        }
+        let output = process.end();
+        let log = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{log}");
+        assert!(log.contains("claims to have 4294967295 bytes") && !log.contains("panicked"), "{log}");
+    }
 }
 
 #[test]
@@ -324,6 +415,7 @@ fn a_socket_in_use_is_an_error_and_a_dead_one_is_replaced() {
     assert!(String::from_utf8(output.stderr).unwrap().contains("in use"));
     // And it did not disturb who waits there.
     assert_eq!(Vmm::new(&first).read(BAR_REGS, regs::MAGIC), regs::MAGIC_VALUE);
+    first.signal(Signal::SIGTERM);
     first.ends_well();
     first.child = Some(first.command(&[]).spawn().unwrap());
     wait_until("the socket", || first.socket().exists());
@@ -333,12 +425,13 @@ fn a_socket_in_use_is_an_error_and_a_dead_one_is_replaced() {
     assert!(first.socket().exists());
     first.child = Some(first.command(&[]).spawn().unwrap());
     drop(Vmm::new(&first));
+    first.signal(Signal::SIGTERM);
     first.ends_well();
 }
 
 #[test]
 fn a_process_that_is_stopped_is_late_and_nothing_else() {
-    let mut process = Process::start(&[]);
+    let mut process = Process::start(&["--once"]);
     let mut vmm = Vmm::new(&process);
     vmm.enable();
     vmm.make_queue();

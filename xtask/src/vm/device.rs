@@ -50,7 +50,7 @@ impl Device {
         let log = run_dir.join(format!("device-{index}.log"));
         let stderr = File::create(&log)?;
         let mut command = Command::new(binary);
-        command.arg("--socket").arg(&socket).args(options);
+        command.arg("--once").arg("--socket").arg(&socket).args(options);
         command.stdin(Stdio::null()).stdout(stderr.try_clone()?).stderr(stderr);
         let running = Running::start(&mut command)?;
         let mut device = Device { running, log, ended: None, killed: false, stopped: None };
