@@ -22,13 +22,14 @@ use svmx_abi::ring;
 use svmx_abi::status::Status;
 
 use crate::complain::complain;
-use crate::execute::Watch;
+use crate::execute::{Watch, needs_hold};
 use crate::faults::Reported;
 use crate::instrument::Instrument;
 use crate::invalidate::{Change, Record, User};
 use crate::memory::{GuestMemory, Page};
 use crate::mmu;
 use crate::model::{Context, Model};
+use crate::ownership::{Claimant, Hold};
 use crate::queue::{Rings, State};
 use crate::work::Access;
 
@@ -39,6 +40,7 @@ pub struct Controller<I> {
     number: usize,
     user: User<GuestMemory>,
     memory: Arc<GuestMemory>,
+    claimant: Claimant,
     instrument: I,
     /// The instrument forbids to go on.
     silent: bool,
@@ -57,7 +59,7 @@ impl<I: Instrument> Controller<I> {
         let number = model.control_thread();
         let user = User::new(model.invalidations.clone(), number);
         let memory = model.invalidations.snapshot();
-        Controller { model, number, user, memory, instrument, silent: false }
+        Controller { model, number, user, memory, claimant: Claimant::new(number), instrument, silent: false }
     }
 
     /// Runs until the device ends.
@@ -287,13 +289,17 @@ impl<I: Instrument> Controller<I> {
     /// spec 8.4: the access that faulted is done here and now, with the translation that the entry names.
     fn replay(&mut self, body: control::Replay) -> Result<(), Status> {
         self.unstall(body.queue, body.fault_id, Counter::Replays, |controller, state, access| {
-            let Controller { model, memory, instrument, number, .. } = controller;
+            let Controller { model, memory, claimant, instrument, number, .. } = controller;
             let asid = state.rings.asid;
             let page = body.translation().and_then(|pte| translation(memory, pte, access));
             if let (Some(page), Some((work, _))) = (page, state.work.as_mut()) {
                 instrument.translated(asid, access.va, PAGE_SIZE, page);
                 let before = work.applied;
+                let hold = needs_hold::<I>(access, page).then(|| visit(claimant, model, page.frame()));
                 model.execute.perform(&mut Watch { asid, instrument }, work, access, page);
+                drop(hold);
+                // At once, so that engines need not wait for a thread that waits for them.
+                model.ownership.release(*number, page.frame());
                 model.counters.add(*number, Counter::Elements, u64::from(work.applied - before));
             }
         });
@@ -368,6 +374,16 @@ impl<I: Instrument> Controller<I> {
     fn check_range(&self, base: u64, size: u64, write: bool) -> Result<(), Status> {
         let good = page_offset(base) == 0 && self.memory.contains(base, size, write);
         if good { Ok(()) } else { Err(Status::BAD_RING) }
+    }
+}
+
+/// Waits until a frame can be used for one access: an engine that owns it goes on to its next element first.
+fn visit<'m>(claimant: &mut Claimant, model: &'m Model, frame: u64) -> Hold<'m> {
+    loop {
+        match claimant.hold(&model.ownership, &model.invalidations, frame) {
+            Some(hold) => return hold,
+            None => thread::yield_now(),
+        }
     }
 }
 

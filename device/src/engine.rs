@@ -24,6 +24,7 @@ use crate::instrument::Instrument;
 use crate::invalidate::User;
 use crate::memory::GuestMemory;
 use crate::model::Model;
+use crate::ownership::Claimant;
 use crate::queue::{Look, RingLost, State};
 use crate::tlb::Tlb;
 
@@ -41,6 +42,7 @@ pub struct Engine<I> {
     number: usize,
     user: User<GuestMemory>,
     tlb: Tlb,
+    claimant: Claimant,
     instrument: I,
     /// Gives its time away while it polls.
     yields: bool,
@@ -67,7 +69,7 @@ impl<I: Instrument> Engine<I> {
         let yields = host::cpus() < SPINNABLE_CPUS;
         let slow = SLOW_TURN / model.options.rmw_delay.as_nanos().max(1);
         let budget = u32::try_from(slow).unwrap_or(BUDGET).clamp(1, BUDGET);
-        Engine { model, number, user, tlb, instrument, yields, budget }
+        Engine { model, number, user, tlb, claimant: Claimant::new(number), instrument, yields, budget }
     }
 
     /// Runs until the device ends.

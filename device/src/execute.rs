@@ -7,28 +7,15 @@
 
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-use svmx_abi::pci::PAGE_SHIFT;
-
 use crate::command::{Atomic, AtomicOp, Operand, Width};
 use crate::compute::{Element, Word};
 use crate::instrument::{Effect, Instrument};
 use crate::memory::Page;
 use crate::work::{Access, To, Work};
 
-/// Locks by guest-physical page, so that two contexts which map one page meet at one lock. Not by
-/// host address: while a new snapshot spreads, two engines may know a page by two of those.
-const STRIPES: usize = 1024;
-
-/// Alone in its cache line.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Stripe(Mutex<()>);
-
 /// How the device gets at memory.
 #[derive(Debug)]
 pub struct Memory {
-    stripes: Box<[Stripe]>,
     rmw_delay: Duration,
 }
 
@@ -53,10 +40,11 @@ impl<I: Instrument> Watch<'_, I> {
 impl Memory {
     /// With a time to let pass between the read and the write of an atomic on an *atomic* page.
     pub fn new(rmw_delay: Duration) -> Self {
-        Memory { stripes: (0..STRIPES).map(|_| Stripe::default()).collect(), rmw_delay }
+        Memory { rmw_delay }
     }
 
-    /// Performs `work`'s next access on the page it was translated to, whose permission suffices.
+    /// Performs `work`'s next access on the page it was translated to, whose permission suffices, and which
+    /// the caller holds if [`needs_hold`] says so.
     pub fn perform<I: Instrument>(
         &self,
         watch: &mut Watch<'_, I>,
@@ -64,16 +52,12 @@ impl Memory {
         access: &Access,
         page: Page<'_>,
     ) {
-        // Whoever is told of loads is told of them in their place among other engines' stores.
-        let serialized = page.exclusive() && (access.writes() || I::ELEMENTS);
-        let guard = serialized.then(|| self.stripe(page).lock());
         let loaded = match access.width {
             Width::W8 => plain::<u8, I>(watch, access, page),
             Width::W32 => self.element::<u32, I>(watch, access, page),
             Width::W64 => self.element::<u64, I>(watch, access, page),
             Width::W128 => self.element::<u128, I>(watch, access, page),
         };
-        drop(guard);
         work.apply(access, loaded);
     }
 
@@ -101,10 +85,6 @@ impl Memory {
         Operand { value: old.widen(), compare: 0 }
     }
 
-    fn stripe(&self, page: Page<'_>) -> &Mutex<()> {
-        &self.stripes[(page.frame() >> PAGE_SHIFT) as usize % STRIPES].0
-    }
-
     fn delay(&self) {
         if !self.rmw_delay.is_zero() {
             let start = Instant::now();
@@ -113,6 +93,13 @@ impl Memory {
             }
         }
     }
+}
+
+/// Whether an access is serialized with those of other engines: by [`crate::ownership`].
+#[inline]
+pub fn needs_hold<I: Instrument>(access: &Access, page: Page<'_>) -> bool {
+    // Whoever is told of loads is told of them in their place among other engines' stores.
+    page.exclusive() && (access.writes() || I::ELEMENTS)
 }
 
 /// A load or a store; what was loaded. Nothing else comes here.

@@ -44,6 +44,8 @@ const OFFLINE: u64 = u64::MAX;
 pub enum Record {
     /// Nothing; it is only made to look up (queue states, run state).
     Attention,
+    /// Pages that it owns (see [`crate::ownership`]): each is asked for again before it is used.
+    Recall,
     /// Translations of pages that overlap `[va, va + len)`.
     Range {
         /// Address space, or 0 for all.
@@ -131,6 +133,13 @@ impl<S> Invalidations<S> {
                 if spins.is_multiple_of(64) { yield_now() } else { spin_loop() }
             }
         }
+    }
+
+    /// Whether a user is offline or has applied everything up to `generation`: what [`Self::wait`] waits for.
+    pub fn passed(&self, user: usize, generation: u64) -> bool {
+        // Partner: the fence in `User::enter`.
+        fence(Ordering::SeqCst);
+        self.seen[user].0.load(Ordering::Acquire) >= generation
     }
 
     fn append(&self, record: Record, snapshot: Option<Arc<S>>) -> u64 {
@@ -275,12 +284,12 @@ mod tests {
     #[test]
     fn nothing_is_used_after_the_wait() {
         let (shared, mut user) = setup();
-        // The "page table", whether what it leads to is gone, and the end.
-        let words = Arc::new([const { AtomicBool::new(false) }; 3]);
+        // The "page table", whether what it leads to is gone, whether it was ever used, and the end.
+        let words = Arc::new([const { AtomicBool::new(false) }; 4]);
         let using = {
             let words = words.clone();
             move || {
-                let [valid, gone, stop] = &*words;
+                let [valid, gone, begun, stop] = &*words;
                 let (mut cached, mut used) = (false, 0u64);
                 user.enter(|_| ());
                 while !stop.load(Ordering::Relaxed) {
@@ -290,6 +299,7 @@ mod tests {
                     cached = cached || valid.load(Ordering::Acquire);
                     if cached {
                         used += 1;
+                        begun.store(true, Ordering::Relaxed);
                         assert!(!gone.load(Ordering::Relaxed), "used after the wait");
                         if used.is_multiple_of(1000) {
                             user.leave();
@@ -297,11 +307,14 @@ mod tests {
                         }
                     }
                 }
-                used
             }
         };
         let thread = std::thread::spawn(using);
-        let [valid, gone, stop] = &*words;
+        let [valid, gone, begun, stop] = &*words;
+        valid.store(true, Ordering::Release);
+        while !begun.load(Ordering::Relaxed) {
+            yield_now();
+        }
         for _ in 0..2_000 {
             gone.store(false, Ordering::Release);
             valid.store(true, Ordering::Release);
@@ -311,6 +324,6 @@ mod tests {
             gone.store(true, Ordering::Release);
         }
         stop.store(true, Ordering::Relaxed);
-        assert!(thread.join().unwrap() > 0);
+        thread.join().unwrap();
     }
 }

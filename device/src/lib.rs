@@ -30,6 +30,7 @@ pub mod irq;
 pub mod memory;
 pub mod mmu;
 pub mod model;
+pub mod ownership;
 pub mod parse;
 pub mod queue;
 pub mod regs;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use svmx_abi::pci::{MAX_CONTEXTS, VECTOR_FAULT};
 use svmx_abi::regs::{Counter, FatalError};
+use zerocopy::FromZeros;
 
 use crate::counters::Counters;
 use crate::doorbells::Doorbells;
@@ -21,8 +22,12 @@ use crate::instrument::{Hook, Upheaval};
 use crate::invalidate::{Invalidations, Record};
 use crate::irq::Interrupts;
 use crate::memory::GuestMemory;
+use crate::ownership::Ownership;
 use crate::queue::{Queues, State};
 use crate::sleep::Sleepers;
+
+/// Frames that are told apart: 8 GiB. Zeroed memory that is not touched costs nothing.
+const OWNERSHIP_WORDS: usize = 1 << 21;
 
 /// What can be chosen when a device is made.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +76,8 @@ pub struct Model {
     lookahead: AtomicU32,
     /// How elements are done.
     pub execute: execute::Memory,
+    /// Who works on which *atomic* page.
+    pub ownership: Ownership,
     /// Users are the engines, then the control thread.
     pub invalidations: Arc<Invalidations<GuestMemory>>,
     /// Who is told of what happens to the device as a whole.
@@ -150,6 +157,8 @@ impl Model {
     pub fn new(options: Options) -> std::io::Result<Self> {
         let engines = options.engines.max(1);
         let conditions = Conditions { enabled: false, bus_master: false, fatal: FatalError::None };
+        let words = FromZeros::new_box_zeroed_with_elems(OWNERSHIP_WORDS);
+        let words = words.map_err(|_| std::io::ErrorKind::OutOfMemory)?;
         Ok(Model {
             options: Options { engines, ..options },
             doorbells: Doorbells::new()?,
@@ -161,6 +170,7 @@ impl Model {
             faults: FaultQueue::new(options.fault_queue),
             lookahead: AtomicU32::new(0),
             execute: execute::Memory::new(options.rmw_delay),
+            ownership: Ownership::new(words),
             invalidations: Arc::new(Invalidations::new(engines + 1, Arc::default())),
             upheaval: Hook::default(),
             engines: Sleepers::new(engines as u32),

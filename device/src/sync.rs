@@ -5,7 +5,7 @@
 //! They take them from `crate::sync` and nowhere else, so that `model-check/` can compile the same files
 //! with a `sync` of its own. No other file needs this one.
 
-pub(crate) use parking_lot::{Condvar, Mutex};
+pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
 pub(crate) use std::hint::spin_loop;
 pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 pub(crate) use std::thread::yield_now;

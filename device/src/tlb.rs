@@ -170,7 +170,7 @@ impl Tlb {
     /// Applies a change that was published.
     pub fn apply(&mut self, change: Change<GuestMemory>) {
         match change {
-            Change::Drop(Record::Attention) => {}
+            Change::Drop(Record::Attention | Record::Recall) => {}
             Change::Drop(Record::All) => self.clear(),
             Change::Drop(Record::Range { asid, va, len }) => {
                 let last = va.saturating_add(len.saturating_sub(1)).min(VA_END - 1);

@@ -2,6 +2,8 @@
 
 //! An engine's turn at a queue that it has locked: commands begin, go on, stall and complete.
 
+use std::thread;
+
 use svmx_abi::fault::AccessKind;
 use svmx_abi::pte::{self, HUGE_LEVEL};
 use svmx_abi::regs::Counter;
@@ -11,7 +13,7 @@ use super::{Engine, Turn};
 use crate::command::Command;
 use crate::complain::complain;
 use crate::doorbells::QueuePage;
-use crate::execute::Watch;
+use crate::execute::{Watch, needs_hold};
 use crate::faults::Reported;
 use crate::instrument::Instrument;
 use crate::memory::Page;
@@ -21,12 +23,17 @@ use crate::queue::{Look, Queue, RingLost, Rings, State};
 use crate::tlb::Tlb;
 use crate::work::{Access, Next, Work};
 
+/// How often an engine looks again at a page that another one works on, before it goes to another queue.
+const PATIENCE: u32 = 10_000;
+
 /// Why an access can't be done now.
 enum Miss {
     /// The driver must be asked.
     Fault,
     /// The command is over.
     End(Status),
+    /// Another engine works on the page, and has been asked for it.
+    Owned,
 }
 
 /// How an engine comes to leave a command.
@@ -37,7 +44,7 @@ enum Left {
     Stalled(Access),
     /// Later: its turn is over, or somebody wants the queue.
     InProgress,
-    /// It is a WAIT that has looked in vain.
+    /// Later: it is a WAIT that has looked in vain, or another engine does not come to its next access.
     Waiting,
 }
 
@@ -105,6 +112,7 @@ impl<I: Instrument> Engine<I> {
         work: &mut Work,
         budget: &mut u32,
     ) -> Left {
+        let mut patience = PATIENCE;
         loop {
             if self.user.behind() {
                 self.catch_up();
@@ -119,20 +127,33 @@ impl<I: Instrument> Engine<I> {
             if *budget == 0 {
                 return Left::InProgress;
             }
-            *budget -= 1;
-            let Engine { tlb, instrument, number, .. } = self;
-            match translate(tlb, instrument, model, *number, rings, &access) {
-                Ok(page) => {
-                    let mut watch = Watch { asid: rings.asid, instrument };
-                    model.execute.perform(&mut watch, work, &access, page);
-                }
+            match self.access(model, rings, work, &access) {
+                Ok(()) if work.waits() => return Left::Waiting,
+                Ok(()) => *budget -= 1,
                 Err(Miss::End(status)) => work.end(status, access.va),
                 Err(Miss::Fault) => return Left::Stalled(access),
-            }
-            if work.waits() {
-                return Left::Waiting;
+                Err(Miss::Owned) if patience == 0 => return Left::Waiting,
+                Err(Miss::Owned) => {
+                    patience -= 1;
+                    if patience.is_multiple_of(64) { thread::yield_now() } else { std::hint::spin_loop() }
+                }
             }
         }
+    }
+
+    /// Does one access.
+    fn access(&mut self, model: &Model, rings: &Rings, work: &mut Work, access: &Access) -> Result<(), Miss> {
+        let Engine { tlb, claimant, instrument, number, .. } = self;
+        let page = translate(tlb, instrument, model, *number, rings, access)?;
+        let hold = match needs_hold::<I>(access, page) {
+            true => {
+                Some(claimant.hold(&model.ownership, &model.invalidations, page.frame()).ok_or(Miss::Owned)?)
+            }
+            false => None,
+        };
+        model.execute.perform(&mut Watch { asid: rings.asid, instrument }, work, access, page);
+        drop(hold);
+        Ok(())
     }
 
     /// The queue can't go on without this access: reports why (spec 7.1).

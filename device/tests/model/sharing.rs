@@ -4,8 +4,11 @@
 //! 6.3), and what they don't.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
+use svmx_abi::control::{Replay, Sync, TlbInvalidate};
+use svmx_abi::pci::PAGE_SIZE;
 use svmx_abi::pte::{Access, Pte};
 use svmx_abi::queue::{Opcode, Sqe, WidthLog2};
 use svmx_abi::status::Status;
@@ -36,6 +39,62 @@ fn two_engines_on_one_atomic_page_lose_nothing() {
     assert_eq!(mock.ram64(frame).load(Ordering::Relaxed), 2 * u64::from(COUNT));
 }
 
+/// Two engines on the same pages at random, the control thread on them too, for a queue that is never given more
+/// than one access at a time, and translations that come and go: no addition is lost.
+#[test]
+fn engines_and_replays_on_the_same_pages_lose_nothing() {
+    const PAGES: u64 = 3;
+    const REPLAYS: u32 = 200;
+    // With a window between read and write that others can fall into.
+    let mock = Mock::with(Options { rmw_delay: Duration::from_micros(1), ..options() }, 6);
+    let (space, other) = (mock.space(), mock.space());
+    let frames = mock.pages(PAGES);
+    let pte = |page: u64| Pte::leaf(frames + page % PAGES * PAGE_SIZE, Access::EXCLUSIVE);
+    // Sixteen views of the pages, so that what is shared by two engines is not what both always use.
+    (0..16).for_each(|page| mock.map(space, VA + page * PAGE_SIZE, pte(page)));
+    let mut replayed = UserQueue::new(&mock, other);
+    replayed.submit(add_strided(VA, REPLAYS, 0));
+    let stop = AtomicBool::new(false);
+    let added = thread::scope(|scope| {
+        let busy = [0, 1].map(|at: u64| {
+            let (mock, stop) = (&mock, &stop);
+            scope.spawn(move || {
+                let mut queue = UserQueue::new(mock, space);
+                let mut added = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    // A page of one's own for a while, then a word that is everybody's, then many pages.
+                    let (own, all) = (VA + (at + 1) * PAGE_SIZE, VA);
+                    for command in
+                        [add_strided(own, 100, 0), add_strided(all, 300, 0), add_strided(VA + 8, 200, 256)]
+                    {
+                        let cqe = queue.run(command);
+                        assert_eq!((cqe.head.status(), cqe.applied), (Status::SUCCESS, command.count));
+                        added += u64::from(command.count);
+                    }
+                }
+                added
+            })
+        });
+        let stopped = Stop(&stop);
+        for element in 0..u64::from(REPLAYS) {
+            let fault = mock.next_fault();
+            assert_eq!(fault.va, VA);
+            let replay =
+                Replay { queue: replayed.id, fault_id: fault.fault_id, pte: pte(0).0, ..Default::default() };
+            mock.post(replay);
+            let (asid, va) = (space.asid, VA + element % 16 * PAGE_SIZE);
+            mock.post(TlbInvalidate { asid, va, len: PAGE_SIZE, ..Default::default() });
+            assert_eq!(mock.control(Sync::default()), Status::SUCCESS);
+        }
+        drop(stopped);
+        busy.map(|thread| thread.join().unwrap()).iter().sum::<u64>()
+    });
+    assert_eq!(replayed.wait().applied, REPLAYS);
+    let words = (0..PAGES * PAGE_SIZE).step_by(8);
+    let found: u64 = words.map(|at| mock.ram64(frames + at).load(Ordering::Relaxed)).sum();
+    assert_eq!(found, added + u64::from(REPLAYS));
+}
+
 /// Adds from a host thread while the device adds `count`; how much is missing in the end.
 fn lost(mock: &Mock, access: Access, count: u32) -> u64 {
     let frame = mock.pages(1);
@@ -44,7 +103,7 @@ fn lost(mock: &Mock, access: Access, count: u32) -> u64 {
     let mut queue = UserQueue::new(mock, space);
     let done = AtomicBool::new(false);
     let word = mock.ram64(frame);
-    let added = std::thread::scope(|scope| {
+    let added = thread::scope(|scope| {
         let host = scope.spawn(|| {
             let mut added = 0;
             while !done.load(Ordering::Relaxed) {
