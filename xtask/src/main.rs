@@ -20,7 +20,7 @@ mod vm;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use commands::{bench, doctor, run, setup, shell, test};
+use commands::{bench, doctor, fuzz, run, setup, shell, test};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -40,6 +40,8 @@ enum Command {
     Test(test::Options),
     /// Measures the device, each figure next to what it is compared with
     Bench(bench::Options),
+    /// Plays arbitrary inputs against the device; needs a nightly compiler and cargo-fuzz
+    Fuzz(fuzz::Options),
     /// Makes toolchain, kernel and programs ahead of their first use
     Setup(setup::Options),
     /// Says what is here, what is missing, and what to type
@@ -56,6 +58,7 @@ async fn execute(command: Command) -> Result<()> {
         Command::Run(options) => run::run(options).await,
         Command::Test(options) => test::run(options).await,
         Command::Bench(options) => bench::run(options).await,
+        Command::Fuzz(options) => fuzz::run(options).await,
         Command::Setup(options) => setup::run(options).await,
         Command::Doctor => doctor::run().await,
         Command::Shell(options) => shell::run(options).await,

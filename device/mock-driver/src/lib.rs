@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use parking_lot::Mutex;
 use svmx_abi::control::{CompletionWord, ControlEntry, ControlFlags, CreateContext};
@@ -245,17 +246,12 @@ impl Mock {
         self.enqueue(&mut self.state.lock(), entry);
     }
 
-    /// Memory that was handed out may be handed out again, but for the driver's own. More is cleared than
-    /// was handed out: a hostile driver's completion words may be where the next pages come from.
+    /// Memory that was handed out may be handed out again, but for the driver's own. All of guest memory is
+    /// zeroed: what a hostile driver made the device write may be anywhere. The device is in reset.
     pub fn rewind(&self) {
-        let mut state = self.state.lock();
-        let first = self.notify / PAGE_SIZE + 1;
-        for page in first..state.next_page + 0x100 {
-            for at in (0..PAGE_SIZE).step_by(8) {
-                self.ram64(page * PAGE_SIZE + at).store(0, Ordering::Relaxed);
-            }
-        }
-        state.next_page = first;
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&self.ram_file, flags, 0, RAM as i64).unwrap();
+        self.state.lock().next_page = self.notify / PAGE_SIZE + 1;
     }
 
     fn enqueue(&self, state: &mut State, entry: ControlEntry) {

@@ -4,6 +4,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod doctor;
+pub(crate) mod fuzz;
 pub(crate) mod run;
 pub(crate) mod setup;
 pub(crate) mod shell;

@@ -35,16 +35,25 @@ struct Check {
     name: &'static str,
     shows: &'static str,
     arguments: &'static [&'static str],
-    /// A cargo subcommand that may not be installed.
-    needs: Option<&'static str>,
+    /// What may not be installed.
+    needs: Option<Need>,
 }
 
-const CHECKS: [Check; 7] = [
+/// A program without which a check is skipped.
+#[derive(Clone, Copy, Debug)]
+enum Need {
+    /// A subcommand of cargo.
+    Subcommand(&'static str),
+    /// A C++ compiler.
+    Cxx,
+}
+
+const CHECKS: [Check; 9] = [
     Check {
         name: "fmt",
         shows: "the sources are formatted",
         arguments: &["fmt", "--all", "--check"],
-        needs: Some("fmt"),
+        needs: Some(Need::Subcommand("fmt")),
     },
     Check {
         name: "abi",
@@ -65,6 +74,18 @@ const CHECKS: [Check; 7] = [
         needs: None,
     },
     Check {
+        name: "fuzz-replay",
+        shows: "the inputs that fuzzing starts from, and those that once found something",
+        arguments: &["test", "--package", "svmx-fuzz"],
+        needs: None,
+    },
+    Check {
+        name: "fuzz-build",
+        shows: "the fuzz targets link with libFuzzer (`cargo xtask fuzz` runs them)",
+        arguments: &["build", "--package", "svmx-fuzz", "--features", "libfuzzer", "--bins"],
+        needs: Some(Need::Cxx),
+    },
+    Check {
         name: "guest",
         shows: "the guest's library, init and workloads, as far as they run on the host",
         arguments: &["test", "--package", "svmx"],
@@ -81,7 +102,7 @@ const CHECKS: [Check; 7] = [
         // A new compiler brings new warnings, which should not break an old commit.
         shows: "no lint that Cargo.toml denies; warnings are counted",
         arguments: &["clippy", "--workspace", "--all-targets"],
-        needs: Some("clippy"),
+        needs: Some(Need::Subcommand("clippy")),
     },
 ];
 
@@ -136,11 +157,13 @@ fn list(checks: &[&Check], scenarios: &[&Scenario]) {
 
 async fn run_check(check: &Check, progress: &Progress) -> Row {
     let started = Instant::now();
-    let (verdict, detail) = match check.needs {
-        Some(subcommand) if !has_subcommand(subcommand).await => {
-            (Verdict::Skip, format!("cargo {subcommand} is not installed"))
-        }
-        _ => execute(check, progress).await.unwrap_or_else(|error| (Verdict::Fail, format!("{error:#}"))),
+    let missing = match check.needs {
+        Some(need) => need.missing().await,
+        None => None,
+    };
+    let (verdict, detail) = match missing {
+        Some(what) => (Verdict::Skip, what),
+        None => execute(check, progress).await.unwrap_or_else(|error| (Verdict::Fail, format!("{error:#}"))),
     };
     let duration_s = started.elapsed().as_secs_f64();
     let row = Row { name: check.name.to_owned(), verdict, duration_s, metrics: Map::new() };
@@ -148,9 +171,25 @@ async fn run_check(check: &Check, progress: &Progress) -> Row {
     row
 }
 
-async fn has_subcommand(name: &str) -> bool {
-    let mut command = Command::new(checkout::cargo());
-    process::answer(command.args([name, "--version"])).await.is_ok_and(|output| output.status.success())
+impl Need {
+    /// What to say if it is not there.
+    async fn missing(self) -> Option<String> {
+        let (mut command, missing) = match self {
+            Need::Subcommand(name) => {
+                let mut command = Command::new(checkout::cargo());
+                command.arg(name);
+                (command, format!("cargo {name} is not installed"))
+            }
+            Need::Cxx => {
+                let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
+                let missing = format!("no C++ compiler ({}): apt install g++", compiler.display());
+                (Command::new(compiler), missing)
+            }
+        };
+        let there =
+            process::answer(command.arg("--version")).await.is_ok_and(|output| output.status.success());
+        (!there).then_some(missing)
+    }
 }
 
 async fn execute(check: &Check, progress: &Progress) -> Result<(Verdict, String)> {
