@@ -148,12 +148,13 @@ impl FaultQueue {
     }
 }
 
-/// Writes an entry whose first word holds the phase: that word last, with release ordering.
-pub fn write_entry(memory: &GuestMemory, address: u64, words: &[u64]) -> Option<()> {
-    let (first, rest) = words.split_first()?;
-    for (word, at) in rest.iter().zip((8..).step_by(8)) {
-        memory.word64(address.checked_add(at)?, true)?.store(*word, Ordering::Relaxed);
+/// Writes an entry whose first word holds the phase: that word last, with release ordering. Entries are in
+/// one page, as rings begin at one and entries' sizes are powers of two.
+pub fn write_entry<const N: usize>(memory: &GuestMemory, address: u64, words: &[u64; N]) -> Option<()> {
+    let places: [_; N] = memory.words(address, true)?;
+    for (place, word) in places.iter().zip(words).skip(1) {
+        place.store(*word, Ordering::Relaxed);
     }
-    memory.word64(address, true)?.store(*first, Ordering::Release);
+    places.first()?.store(*words.first()?, Ordering::Release);
     Some(())
 }

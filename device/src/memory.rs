@@ -156,13 +156,19 @@ impl GuestMemory {
         Some(page.word64(page_offset(address)))
     }
 
-    /// Copies `N` 64-bit words, each read once.
+    /// The `N` 64-bit words from a guest-physical address on, all in one page, under the conditions of
+    /// [`Self::word32`]: one look-up for a whole entry of a ring.
+    #[inline]
+    pub fn words<const N: usize>(&self, address: u64, write: bool) -> Option<[&AtomicU64; N]> {
+        let offset = page_offset(address);
+        let inside = address.is_multiple_of(8) && offset + 8 * N as u64 <= PAGE_SIZE;
+        let page = self.page(address, write).filter(|_| inside)?;
+        Some(std::array::from_fn(|at| page.word64(offset + 8 * at as u64)))
+    }
+
+    /// Copies the `N` 64-bit words of [`Self::words`], each read once.
     pub fn copy<const N: usize>(&self, address: u64) -> Option<[u64; N]> {
-        let mut words = [0; N];
-        for (word, at) in words.iter_mut().zip((0..).step_by(8)) {
-            *word = self.word64(address.checked_add(at)?, false)?.load(Ordering::Relaxed);
-        }
-        Some(words)
+        Some(self.words(address, false)?.map(|word| word.load(Ordering::Relaxed)))
     }
 
     /// Whether every page of a range that begins at a page is mapped, and writable if `write`.
@@ -326,7 +332,11 @@ mod tests {
         assert!(memory.word64(0x1000, true).is_some() && memory.word64(0x2ff8, true).is_some());
         for address in [0, 0xff8, 0x3000, 0x1004, u64::MAX, u64::MAX - 7] {
             assert!(memory.word64(address, false).is_none(), "{address:#x}");
+            assert!(memory.copy::<2>(address).is_none(), "{address:#x}");
         }
+        memory.word64(0x1ff8, true).unwrap().store(7, Ordering::Relaxed);
+        assert_eq!(memory.copy(0x1ff0), Some([0, 7]));
+        assert_eq!(memory.copy::<2>(0x1ff8), None, "two pages need not be neighbours on the host");
     }
 
     #[test]
