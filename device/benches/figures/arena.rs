@@ -12,6 +12,7 @@ use svmx_abi::pci::PAGE_SIZE;
 use svmx_abi::pte::{Access, Pte};
 use svmx_abi::queue::Cqe;
 use svmx_abi::status::Status;
+use svmx_device::instruments::Request;
 use svmx_device::model::Options;
 
 use crate::native::Scatter;
@@ -45,10 +46,15 @@ pub(crate) struct Region<'m> {
 impl Arena {
     /// A device whose guest has `bytes` for elements and indices.
     pub(crate) fn new(options: Options, bytes: u64) -> Self {
+        Self::watched(options, bytes, Request::default())
+    }
+
+    /// The same with these instruments.
+    pub(crate) fn watched(options: Options, bytes: u64, request: Request) -> Self {
         let ram = (bytes + bytes / 512 + REST).next_multiple_of(PAGE_SIZE);
         let before: Vec<i32> = cpu::threads().iter().map(|thread| thread.id).collect();
         let count = options.engines;
-        let mock = Mock::with_ram(options, 6, ram);
+        let mock = Mock::watched(options, 6, ram, request);
         let mut new = Vec::new();
         // A thread names itself, so it may be there without its name.
         wait_until("the engines' names", || {

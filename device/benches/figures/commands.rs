@@ -14,13 +14,18 @@ use mock_driver::{HANG, Mock, Space, add};
 use svmx_abi::control::Replay;
 use svmx_abi::pci::PAGE_SIZE;
 use svmx_abi::pte::{Access, Pte};
+use svmx_device::instruments::Request;
 use svmx_device::model::Options;
 
 use crate::arena::{Arena, millions_per_second};
 use crate::process::Process;
-use crate::ring::{ENTRIES, Ring};
+use crate::ring::Ring;
 
 const VA: u64 = 1 << 40;
+/// Binary logarithm of the entries of a ring that is kept full.
+const LOG2: u8 = 6;
+/// Binary logarithm of the entries of one that is filled once.
+pub(crate) const LONG_LOG2: u8 = 12;
 /// Commands of a round through a full ring.
 const COMMANDS: u32 = 1 << 17;
 /// Trapped writes of a round.
@@ -45,9 +50,9 @@ fn submitter() -> Option<usize> {
 
 /// A ring that is kept full, against trapped writes.
 pub(crate) fn rate(name: &str, rounds: usize) -> Vec<Row> {
-    let mut process = Process::start();
+    let mut process = Process::start(&[]);
     let (arena, space, frame) = polling();
-    let mut ring = Ring::new(&arena.mock, space);
+    let mut ring = Ring::new(&arena.mock, space, LOG2);
     let sides: Vec<Side<'_>> = vec![
         Box::new(|| {
             let _bound = cpu::bound(submitter());
@@ -64,10 +69,47 @@ pub(crate) fn rate(name: &str, rounds: usize) -> Vec<Row> {
     let comparison = Comparison::of(alternate(rounds, sides));
     let done = arena.mock.ram64(frame).load(Ordering::Relaxed);
     assert_eq!(done % u64::from(COMMANDS), 0, "commands were lost");
-    let figure = format!("single FETCH_ADD, ring of {ENTRIES} kept full, in cache");
+    let figure = format!("single FETCH_ADD, ring of {} kept full, in cache", 1 << LOG2);
     let with = "trapped register write: a round trip on the socket, without QEMU";
     let row = Row::compared(name, &figure, "M/s", with, &comparison, Aim::RatioAtLeast(100.0));
-    vec![row.with_note("a guest's trapped write takes an exit and QEMU's work on top of that round trip")]
+    let row =
+        row.with_note("a guest's trapped write takes an exit and QEMU's work on top of that round trip");
+    vec![row, in_the_engine(name, rounds)]
+}
+
+fn in_the_engine(name: &str, rounds: usize) -> Row {
+    let (arena, space) = sleeping(Request::default());
+    let mut ring = Ring::new(&arena.mock, space, LONG_LOG2);
+    let samples = alternate(rounds, vec![Box::new(|| engine_time_of_each(&arena, &mut ring))]);
+    let figure = format!("single FETCH_ADD, engine's CPU time for each of {}", 1 << LONG_LOG2);
+    Row::alone(name, &figure, "ns", &Comparison::of(samples).value, Aim::None)
+}
+
+/// A device with one engine that sleeps at once when it has nothing to do, and an element at [`VA`].
+pub(crate) fn sleeping(request: Request) -> (Arena, Space) {
+    let options = Options { engines: 1, poll: Duration::ZERO, ..Default::default() };
+    let arena = Arena::watched(options, 16 << 20, request);
+    let (space, frame) = (arena.mock.space(), arena.mock.pages(1));
+    arena.mock.map(space, VA, Pte::leaf(frame, Access::EXCLUSIVE));
+    (arena, space)
+}
+
+/// What a single command takes of the engine when it does a ringful of them at a stretch, in nanoseconds of
+/// CPU time: without the polling between commands.
+pub(crate) fn engine_time_of_each(arena: &Arena, ring: &mut Ring<'_>) -> f64 {
+    let before = arena.engine_time();
+    let mut count = 0;
+    while ring.put(add(VA, 1)) {
+        count += 1;
+    }
+    ring.ring();
+    let (start, mut left) = (Instant::now(), count);
+    while left > 0 {
+        thread::sleep(Duration::from_micros(50));
+        left -= ring.take();
+        assert!(start.elapsed() < HANG, "no completion");
+    }
+    (arena.engine_time() - before).as_secs_f64() * 1e9 / f64::from(count)
 }
 
 fn keep_full(ring: &mut Ring<'_>, commands: u32) {
@@ -87,7 +129,7 @@ fn keep_full(ring: &mut Ring<'_>, commands: u32) {
 /// One command at a time.
 pub(crate) fn latency(name: &str, rounds: usize) -> Vec<Row> {
     let (arena, space, _) = polling();
-    let mut ring = Ring::new(&arena.mock, space);
+    let mut ring = Ring::new(&arena.mock, space, LOG2);
     let sides: Vec<Side<'_>> = vec![
         Box::new(|| {
             let _bound = cpu::bound(submitter());
@@ -113,7 +155,7 @@ fn one(ring: &mut Ring<'_>) {
 pub(crate) fn fault(name: &str, rounds: usize) -> Vec<Row> {
     let (arena, space, frame) = polling();
     let mock = &arena.mock;
-    let mut ring = Ring::new(mock, space);
+    let mut ring = Ring::new(mock, space, LOG2);
     let mut page = 1;
     let sides: Vec<Side<'_>> = vec![
         Box::new(|| {
@@ -145,7 +187,7 @@ fn faulting(mock: &Mock, space: Space, ring: &mut Ring<'_>, va: u64, frame: u64)
 }
 
 /// The median of single durations, in microseconds.
-fn median_of(count: usize, mut trip: impl FnMut()) -> f64 {
+pub(crate) fn median_of(count: usize, mut trip: impl FnMut()) -> f64 {
     let time = |_| {
         let start = Instant::now();
         trip();

@@ -16,10 +16,13 @@ mod bulk;
 mod commands;
 mod copy;
 mod engines;
+mod instruments;
 mod native;
 mod process;
 mod ring;
+mod transport;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -36,6 +39,9 @@ struct Arguments {
     /// Rounds that count
     #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
+    /// Serves the transport's figure on this socket
+    #[arg(long, hide = true)]
+    foreign_server: Option<PathBuf>,
     /// Cargo says so
     #[arg(long, hide = true)]
     bench: bool,
@@ -53,6 +59,9 @@ fn take(name: &str) -> Option<Take> {
         "copy" => copy::rates,
         "ring" => commands::rate,
         "doorbell" => commands::latency,
+        "transport" => transport::latency,
+        "check" => instruments::check,
+        "trace" => instruments::trace,
         "fault" => commands::fault,
         "idle-cpu" => process::idle_cpu,
         "idle-memory" => process::idle_memory,
@@ -65,6 +74,9 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => error.exit(),
     };
+    if let Some(socket) = arguments.foreign_server {
+        return transport::serve_foreign(&socket);
+    }
     let names = table::matching(arguments.filter.as_deref());
     if names.is_empty() {
         return refuse(&format!("no figure has {:?} in its name", arguments.filter.unwrap_or_default()));

@@ -16,6 +16,8 @@ use svmx_abi::regs;
 use tempfile::TempDir;
 use vfio_user::Client;
 
+use crate::transport::FOREIGN_SERVER;
+
 /// Guest memory that is mapped into the device.
 const RAM: u64 = 1 << 30;
 /// How long an idle device is watched, once for each round.
@@ -31,11 +33,24 @@ pub(crate) struct Process {
 
 impl Process {
     /// Starts it, connects, and gives it guest memory.
-    pub(crate) fn start() -> Self {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_svmx-device"));
+        command.args(arguments).arg("--socket");
+        Process::connected(command)
+    }
+
+    /// The same device behind the server of the `vfio_user` crate, in a process of its own too.
+    pub(crate) fn foreign() -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.arg(FOREIGN_SERVER);
+        Process::connected(command)
+    }
+
+    /// Starts what takes a socket's path as its last argument.
+    fn connected(mut command: Command) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("device.sock");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_svmx-device"));
-        let child = command.arg("--socket").arg(&socket).stderr(Stdio::null()).spawn().unwrap();
+        let child = command.arg(&socket).stderr(Stdio::null()).spawn().unwrap();
         let mut client = connect(&socket);
         let ram = memfd(RAM);
         client.dma_map(0, 0, RAM, ram.as_raw_fd()).unwrap();
@@ -45,6 +60,13 @@ impl Process {
     /// A write to a register without effect, and its answer.
     pub(crate) fn trapped_write(&mut self, value: u64) {
         self.client.region_write(BAR_REGS, regs::CTL_BASE, &value.to_le_bytes()).unwrap();
+    }
+
+    /// A read of a register.
+    pub(crate) fn trapped_read(&mut self) {
+        let mut magic = [0; 4];
+        self.client.region_read(BAR_REGS, regs::MAGIC, &mut magic).unwrap();
+        assert_eq!(u32::from_le_bytes(magic), regs::MAGIC_VALUE);
     }
 
     /// Bytes that it has for itself: all that is resident but the shared memory, which is the guest's and
@@ -80,7 +102,7 @@ fn connect(socket: &Path) -> Client {
 
 /// CPU time, by the scheduler's own count in nanoseconds.
 pub(crate) fn idle_cpu(name: &str, rounds: usize) -> Vec<Row> {
-    let process = Process::start();
+    let process = Process::start(&[]);
     let id = process.child.id();
     // What begins is not idle yet.
     thread::sleep(IDLE);
@@ -95,7 +117,7 @@ pub(crate) fn idle_cpu(name: &str, rounds: usize) -> Vec<Row> {
 
 /// Resident memory.
 pub(crate) fn idle_memory(name: &str, rounds: usize) -> Vec<Row> {
-    let process = Process::start();
+    let process = Process::start(&[]);
     let figure = "idle device: resident memory without the guest's";
     let samples: Samples = (0..rounds).map(|_| process.own_memory() as f64 / f64::from(1 << 20)).collect();
     vec![Row::alone(name, figure, "MiB", &samples, Aim::ValueAtMost(32.0))]

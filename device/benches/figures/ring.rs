@@ -12,16 +12,12 @@ use svmx_abi::regs;
 use svmx_abi::ring;
 use svmx_abi::status::Status;
 
-/// Binary logarithm of the entries.
-const LOG2: u8 = 6;
-/// Entries.
-pub(crate) const ENTRIES: u32 = ring::entries(LOG2);
-
 /// A queue and its words.
 pub(crate) struct Ring<'m> {
     /// The queue's number.
     pub(crate) id: u32,
     mock: &'m Mock,
+    log2: u8,
     submissions: Vec<[&'m AtomicU64; 8]>,
     /// First word of each completion.
     completions: Vec<&'m AtomicU64>,
@@ -33,16 +29,17 @@ pub(crate) struct Ring<'m> {
 }
 
 impl<'m> Ring<'m> {
-    /// A new queue.
-    pub(crate) fn new(mock: &'m Mock, space: Space) -> Self {
-        let queue = UserQueue::sized(mock, space, LOG2);
+    /// A new queue with 2^`log2` entries.
+    pub(crate) fn new(mock: &'m Mock, space: Space, log2: u8) -> Self {
+        let queue = UserQueue::sized(mock, space, log2);
         let (id, rings) = (queue.id, queue.description(space));
-        let slots = 0..u64::from(ENTRIES);
+        let slots = 0..u64::from(ring::entries(log2));
         let words =
             |slot: u64| [0, 8, 16, 24, 32, 40, 48, 56].map(|at| mock.ram64(rings.sq_base + 64 * slot + at));
         Ring {
             id,
             mock,
+            log2,
             submissions: slots.clone().map(words).collect(),
             completions: slots.map(|slot| mock.ram64(rings.cq_base + 32 * slot)).collect(),
             sq_tail: mock.doorbell(id, queue::SQ_TAIL),
@@ -56,11 +53,11 @@ impl<'m> Ring<'m> {
     /// Writes an entry, if there is room; the device does not know of it yet.
     #[inline]
     pub(crate) fn put(&mut self, sqe: Sqe) -> bool {
-        if self.tail.wrapping_sub(self.head) == ENTRIES {
+        if self.tail.wrapping_sub(self.head) == ring::entries(self.log2) {
             return false;
         }
         let words: [u64; 8] = zerocopy::transmute!(sqe);
-        let slot = &self.submissions[ring::slot(self.tail, LOG2) as usize];
+        let slot = &self.submissions[ring::slot(self.tail, self.log2) as usize];
         for (place, word) in slot.iter().zip(words) {
             place.store(word, Ordering::Relaxed);
         }
@@ -83,9 +80,9 @@ impl<'m> Ring<'m> {
     pub(crate) fn take(&mut self) -> u32 {
         let first = self.head;
         loop {
-            let word = self.completions[ring::slot(self.head, LOG2) as usize];
+            let word = self.completions[ring::slot(self.head, self.log2) as usize];
             let head = CqeHead(word.load(Ordering::Acquire));
-            if head.phase() != ring::phase(self.head, LOG2) {
+            if head.phase() != ring::phase(self.head, self.log2) {
                 break;
             }
             assert_eq!(head.status(), Status::SUCCESS);

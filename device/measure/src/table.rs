@@ -3,7 +3,7 @@
 //! The figures that there are.
 
 /// Name, and what it shows.
-pub const FIGURES: [(&str, &str); 10] = [
+pub const FIGURES: [(&str, &str); 13] = [
     ("random", "bulk FETCH_ADD, atomic page, random over 1 GiB, one engine, against native loops"),
     ("cache", "the same in 16 KiB, against a native `lock xadd` loop"),
     ("coherent", "bulk FETCH_ADD, coherent page, random over 1 GiB and in 16 KiB, against `lock xadd`"),
@@ -12,6 +12,9 @@ pub const FIGURES: [(&str, &str); 10] = [
     ("ring", "single commands through a user ring, against trapped MMIO writes"),
     ("doorbell", "doorbell to completion of a polling device, against a word between two threads"),
     ("fault", "fault to replay to completion, without a guest, against a word between two threads"),
+    ("transport", "trapped accesses over the socket, against the vfio_user crate's server"),
+    ("check", "what --check-exclusive costs: bulk and single commands with it and without"),
+    ("trace", "what --trace costs: bulk and single commands with it and without"),
     ("idle-cpu", "CPU time of a device whose VMM does nothing"),
     ("idle-memory", "memory of its own of a device whose VMM does nothing"),
 ];
