@@ -57,6 +57,7 @@ pub struct Mock {
     doorbells: GuestMemory,
     state: Mutex<State>,
     fault_log2: u8,
+    lookahead: AtomicU32,
     ctl_base: u64,
     fault_base: u64,
     notify: u64,
@@ -122,6 +123,7 @@ impl Mock {
             doorbells,
             state,
             fault_log2,
+            lookahead: AtomicU32::new(0),
             ctl_base,
             fault_base,
             notify,
@@ -144,6 +146,13 @@ impl Mock {
         self.watchers.checker.as_ref().unwrap().findings()
     }
 
+    /// Starts once more, with this in `LOOKAHEAD` (spec 7.3).
+    pub fn look_ahead(&self, pages: u32) {
+        self.lookahead.store(pages, Ordering::Relaxed);
+        self.write(regs::CONTROL, 0, 4);
+        self.start();
+    }
+
     /// Gives the device all of guest memory.
     pub fn map_ram(&self) {
         let file = self.ram_file.try_clone().unwrap();
@@ -164,6 +173,7 @@ impl Mock {
         self.write(regs::CTL_LOG2, CTL_LOG2.into(), 4);
         self.write(regs::FAULT_BASE, self.fault_base, 8);
         self.write(regs::FAULT_LOG2, self.fault_log2.into(), 4);
+        self.write(regs::LOOKAHEAD, self.lookahead.load(Ordering::Relaxed).into(), 4);
         self.write(regs::CONTROL, Control::ENABLE.0.into(), 4);
         assert_eq!(self.read(regs::STATUS, 4), 1, "READY");
     }

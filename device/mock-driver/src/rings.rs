@@ -38,9 +38,18 @@ impl<'m> UserQueue<'m> {
     pub fn sized(mock: &'m Mock, space: Space, log2: u8) -> Self {
         let id = mock.next_queue();
         let (sq, cq) = (mock.pages(64), mock.pages(32));
-        let queue = UserQueue { mock, id, log2, sq, cq, tail: 0, head: 0 };
-        assert_eq!(mock.control(queue.description(space)), Status::SUCCESS);
+        let mut queue = UserQueue { mock, id, log2, sq, cq, tail: 0, head: 0 };
+        queue.create(space);
         queue
+    }
+
+    /// Makes it, once more after it was destroyed or the device was reset: the rings are empty.
+    pub fn create(&mut self, space: Space) {
+        (self.tail, self.head) = (0, 0);
+        for at in (0..32 << self.log2).step_by(8) {
+            self.mock.ram64(self.cq + at).store(0, Ordering::Relaxed);
+        }
+        assert_eq!(self.mock.control(self.description(space)), Status::SUCCESS);
     }
 
     /// How the driver describes it to the device.
@@ -65,12 +74,22 @@ impl<'m> UserQueue<'m> {
 
     /// Writes an entry and rings the doorbell.
     pub fn submit(&mut self, sqe: Sqe) {
+        self.stage(sqe);
+        self.ring();
+    }
+
+    /// Writes an entry that the device does not see before the doorbell rings.
+    pub fn stage(&mut self, sqe: Sqe) {
         let words: [u64; 8] = zerocopy::transmute!(sqe);
         let slot = self.sq + 64 * u64::from(ring::slot(self.tail, self.log2));
         for (word, at) in words.iter().zip((0..).step_by(8)) {
             self.mock.ram64(slot + at).store(*word, Ordering::Relaxed);
         }
         self.tail = self.tail.wrapping_add(1);
+    }
+
+    /// Shows the device every entry that was written.
+    pub fn ring(&self) {
         self.mock.ring(self.id, queue::SQ_TAIL, self.tail);
     }
 
