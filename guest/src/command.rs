@@ -1,16 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Commands: a submission queue entry (spec 5) together with a share in the memory it reaches.
+//! Commands: a submission queue entry (spec 5) together with a share in the memory it reaches. Here are
+//! those on a single element, COPY, FILL and WAIT; [`crate::bulk`] has the others.
 
+use crate::element::{Bits, Element, Swappable, Unit, Word};
 use crate::error::Error;
 use crate::mapping::Mapping;
-use crate::memory::{IndexArray, Place, SharedSlice, Word};
+use crate::memory::{Place, SharedSlice};
 use std::ops::Range;
 use std::sync::Arc;
-use svmx_abi::queue::{Opcode, Sqe, SqeFlags};
+use std::time::Duration;
+use svmx_abi::queue::{Condition, Opcode, Sqe, WAIT_FOREVER};
 
-/// What a command in flight keeps mapped: its elements, and its indices.
-pub(crate) type Keep = [Option<Arc<Mapping>>; 2];
+/// What a command in flight keeps mapped.
+pub(crate) type Keep = [Option<Arc<Mapping>>; 4];
+/// In a [`Keep`]: the elements, or the destination of a COPY.
+pub(crate) const ELEMENTS: usize = 0;
+/// Indices.
+pub(crate) const INDICES: usize = 1;
+/// Operands, or the source of a COPY.
+pub(crate) const OPERANDS: usize = 2;
+/// Where old values are stored.
+pub(crate) const OLD_VALUES: usize = 3;
 
 /// A command whose addresses have been checked against its memory. It can be submitted any number of
 /// times.
@@ -24,7 +35,7 @@ macro_rules! integer_commands {
     ($($(#[$doc:meta])* $name:ident = $opcode:ident;)*) => {$(
         $(#[$doc])*
         pub fn $name<T: Word>(place: Place<T>, value: T) -> Self {
-            Self::scalar(Opcode::$opcode, place, value.to_bits())
+            Self::scalar(Opcode::$opcode, place, value)
         }
     )*};
 }
@@ -42,13 +53,13 @@ impl Command {
 
     /// Reads an element; the completion's `result` has it.
     pub fn read<T: Word>(place: Place<T>) -> Self {
-        Self::scalar(Opcode::READ, place, 0)
+        Self::on(Opcode::READ, place)
     }
 
     integer_commands! {
         /// Stores `value`, without reading.
         write = WRITE;
-        /// Adds `value`, wrapping. As with every command below, `result` has what was there before.
+        /// Adds `value`, wrapping. As with every atomic below, `result` has what was there before.
         fetch_add = FETCH_ADD;
         /// Bitwise and.
         fetch_and = FETCH_AND;
@@ -66,77 +77,74 @@ impl Command {
 
     /// The lesser, two's complement.
     pub fn fetch_smin<T: Word>(place: Place<T>, value: T::Signed) -> Self {
-        Self::scalar(Opcode::FETCH_SMIN, place, T::signed_bits(value))
+        Self::scalar(Opcode::FETCH_SMIN, place, T::of_signed(value))
     }
 
     /// The greater, two's complement.
     pub fn fetch_smax<T: Word>(place: Place<T>, value: T::Signed) -> Self {
-        Self::scalar(Opcode::FETCH_SMAX, place, T::signed_bits(value))
+        Self::scalar(Opcode::FETCH_SMAX, place, T::of_signed(value))
     }
 
     /// Adds to a binary32 or binary64 number, rounding to nearest even.
     pub fn fetch_fadd<T: Word>(place: Place<T>, value: T::Float) -> Self {
-        Self::scalar(Opcode::FETCH_FADD, place, T::float_bits(value))
+        Self::scalar(Opcode::FETCH_FADD, place, T::of_float(value))
     }
 
     /// Stores `new` if `compare` is there.
-    pub fn compare_and_swap<T: Word>(place: Place<T>, compare: T, new: T) -> Self {
-        let mut command = Self::scalar(Opcode::CAS, place, new.to_bits());
-        command.sqe.compare = compare.to_bits();
+    pub fn compare_and_swap<T: Swappable>(place: Place<T>, compare: T, new: T) -> Self {
+        let mut command = Self::scalar(Opcode::CAS, place, new);
+        // Upper halves are zero below 128 bits, as they have to be (spec 5.4).
+        (command.sqe.compare, command.sqe.arg1) = halves(compare);
+        command.sqe.arg0 = halves(new).1;
         command
     }
 
-    /// Adds `value` to `count` elements: `first`, `first + step`, `first + 2 * step` and so on.
-    /// `step` may be zero or negative.
+    /// Copies `from[range]` to `to[at]` and what follows, as memmove does: they may overlap.
     ///
     /// # Errors
-    /// [`Error::OutOfBounds`] if one of the elements is not in `slice`.
-    pub fn fetch_add_strided<T: Word>(
-        slice: &SharedSlice<T>,
-        first: usize,
-        step: i32,
-        count: u32,
-        value: T,
+    /// [`Error::OutOfBounds`] if one of them is outside its slice.
+    pub fn copy<T: Unit>(
+        from: &SharedSlice<T>,
+        range: Range<usize>,
+        to: &SharedSlice<T>,
+        at: usize,
     ) -> Result<Self, Error> {
-        let bad = Error::OutOfBounds { what: "the stride", len: slice.len() };
-        let distance = i128::from(step) * i128::from(count.saturating_sub(1));
-        let last = first as i128 + distance;
-        let inside = |element: i128| (0..slice.len() as i128).contains(&element);
-        let Some(stride) = step.checked_mul(T::BYTES as i32) else { return Err(bad) };
-        if !inside(first as i128) || !inside(last) {
-            return Err(bad);
-        }
-        let mut command = Self::scalar(Opcode::FETCH_ADD, slice.at(first), value.to_bits());
-        command.sqe.flags = SqeFlags::BULK;
-        command.sqe.count = count;
-        command.sqe.stride = stride;
-        Ok(command)
+        let outside = |what, slice: &SharedSlice<T>| Error::OutOfBounds { what, len: slice.len() };
+        let (source, count) = from.part(range).ok_or(outside("the source", from))?;
+        let end = at.saturating_add(count as usize);
+        let (addr, _) = to.part(at..end).ok_or(outside("the destination", to))?;
+        let sqe = Sqe { opcode: Opcode::COPY, width: T::WIDTH, addr, count, arg0: source, ..Sqe::default() };
+        let mut keep = Keep::default();
+        keep[ELEMENTS] = Some(to.mapping.clone());
+        keep[OPERANDS] = Some(from.mapping.clone());
+        Ok(Command { sqe, keep })
     }
 
-    /// Adds `value` to the elements of `slice` that `indices[range]` name, in that order. An element
-    /// that is named twice is added to twice.
+    /// Stores `value` in every element of `slice[range]`.
     ///
     /// # Errors
-    /// [`Error::OutOfBounds`] if an index of the array, in `range` or not, is outside `slice`, or the range
-    /// outside the array.
-    pub fn fetch_add_indexed<T: Word, I: Word>(
-        slice: &SharedSlice<T>,
-        indices: &IndexArray<I>,
-        range: Range<usize>,
-        value: T,
-    ) -> Result<Self, Error> {
-        if indices.highest() >= slice.len() as u64 {
-            return Err(Error::OutOfBounds { what: "an index", len: slice.len() });
-        }
-        let out = Error::OutOfBounds { what: "the range", len: indices.count() };
-        let (index_addr, count) = indices.part(range).ok_or(out)?;
-        let mut command = Self::scalar(Opcode::FETCH_ADD, slice.at(0), value.to_bits());
-        let index64 = if I::BYTES == 8 { SqeFlags::INDEX64 } else { SqeFlags::default() };
-        command.sqe.flags = SqeFlags::BULK.with(SqeFlags::INDEXED).with(index64);
-        command.sqe.count = count;
-        command.sqe.index_addr = index_addr;
-        command.keep[1] = Some(indices.mapping().clone());
-        Ok(command)
+    /// [`Error::OutOfBounds`] if the range is outside the slice.
+    pub fn fill<T: Unit>(slice: &SharedSlice<T>, range: Range<usize>, value: T) -> Result<Self, Error> {
+        let out = Error::OutOfBounds { what: "the range", len: slice.len() };
+        let (addr, count) = slice.part(range).ok_or(out)?;
+        let (operand, _) = halves(value);
+        let sqe = Sqe { opcode: Opcode::FILL, width: T::WIDTH, addr, count, operand, ..Sqe::default() };
+        let mut keep = Keep::default();
+        keep[ELEMENTS] = Some(slice.mapping.clone());
+        Ok(Command { sqe, keep })
+    }
+
+    /// Waits until the element compares true with `value`: it is on the left, `Ult` waits until it is less.
+    /// Signed conditions take both for two's complement. After `timeout` it completes all the same, with
+    /// TIMEOUT; `None` waits for ever. The completion's `result` is what was seen last.
+    pub fn wait<T: Word>(place: Place<T>, condition: Condition, value: T, timeout: Option<Duration>) -> Self {
+        let mut command = Self::on(Opcode::WAIT, place);
+        (command.sqe.compare, _) = halves(value);
+        let longest = WAIT_FOREVER - 1;
+        let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(longest).min(longest);
+        command.sqe.arg0 = timeout.map_or(WAIT_FOREVER, nanoseconds);
+        command.sqe.arg1 = condition as u64;
+        command
     }
 
     /// The same command with a tag, which its completion returns.
@@ -152,47 +160,42 @@ impl Command {
     }
 
     fn without_memory(opcode: Opcode) -> Self {
-        Command { sqe: Sqe { opcode, ..Sqe::default() }, keep: [None, None] }
+        Command { sqe: Sqe { opcode, ..Sqe::default() }, keep: Keep::default() }
     }
 
-    fn scalar<T: Word>(opcode: Opcode, place: Place<T>, operand: u64) -> Self {
-        let sqe = Sqe { opcode, width: T::WIDTH, addr: place.address, operand, ..Sqe::default() };
-        Command { sqe, keep: [Some(place.mapping), None] }
+    fn scalar<T: Element>(opcode: Opcode, place: Place<T>, operand: T) -> Self {
+        let mut command = Self::on(opcode, place);
+        (command.sqe.operand, _) = halves(operand);
+        command
     }
+
+    fn on<T: Element>(opcode: Opcode, place: Place<T>) -> Self {
+        let sqe = Sqe { opcode, width: T::WIDTH, addr: place.address, ..Sqe::default() };
+        let mut keep = Keep::default();
+        keep[ELEMENTS] = Some(place.mapping);
+        Command { sqe, keep }
+    }
+}
+
+/// A value's lower and upper 64 bits.
+fn halves<T: Bits>(value: T) -> (u64, u64) {
+    let bits = value.bits();
+    (bits as u64, (bits >> 64) as u64)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_stride_stays_inside() {
-        let slice = SharedSlice::<u32>::zeroed(10).unwrap();
-        let strided = |first, step, count| Command::fetch_add_strided(&slice, first, step, count, 1).is_ok();
-        assert!(strided(0, 1, 10) && strided(9, -3, 4) && strided(5, 0, u32::MAX) && strided(9, 100, 1));
-        assert!(strided(3, 1000, 0), "nothing is reached");
-        assert!(!strided(0, 1, 11) && !strided(9, -3, 5) && !strided(10, 0, 1));
-        assert!(!strided(0, i32::MAX, 2), "the stride in bytes does not fit");
-        assert!(!strided(0, i32::MAX / 4, u32::MAX), "no wrap");
-    }
-
-    #[test]
-    fn an_index_stays_inside() {
-        let slice = SharedSlice::<u64>::zeroed(10).unwrap();
-        let good = IndexArray::new(&[9u32, 0, 9]).unwrap();
-        let bad = IndexArray::new(&[0u64, 10]).unwrap();
-        let command = Command::fetch_add_indexed(&slice, &good, 1..3, 1).unwrap();
-        assert_eq!((command.sqe.count, command.sqe.index_addr), (2, good.mapping().address(4)));
-        assert!(Command::fetch_add_indexed(&slice, &good, 1..4, 1).is_err());
-        assert!(Command::fetch_add_indexed(&slice, &bad, 0..1, 1).is_err());
-    }
+    use svmx_abi::queue::WidthLog2;
 
     #[test]
     fn carved_slices_never_overlap() {
         let mut memory = crate::SharedMemory::new(4096).unwrap();
+        let bytes = memory.carve::<u8>(3).unwrap();
         let narrow = memory.carve::<u32>(3).unwrap();
         let wide = memory.carve::<u64>(510).unwrap();
-        assert_eq!(wide.address(0) - narrow.address(0), 16);
+        assert_eq!(narrow.address(0) - bytes.address(0), 4);
+        assert_eq!(wide.address(0) - narrow.address(0), 12);
         assert!(memory.carve::<u32>(1).is_none());
     }
 
@@ -201,5 +204,40 @@ mod tests {
         let slice = SharedSlice::<u32>::zeroed(1).unwrap();
         assert_eq!(Command::fetch_smin(slice.at(0), -1).sqe.operand, 0xffff_ffff);
         assert_eq!(Command::fetch_fadd(slice.at(0), -0.0).sqe.operand, 0x8000_0000);
+    }
+
+    #[test]
+    fn a_wide_cas_has_its_halves_in_four_fields() {
+        let slice = SharedSlice::<u128>::of(&[7 << 64 | 5]).unwrap();
+        assert_eq!(slice.load(0), 7 << 64 | 5);
+        let sqe = Command::compare_and_swap(slice.at(0), 1 << 64 | 2, 3 << 64 | 4).sqe;
+        assert_eq!(sqe.width, WidthLog2::W128);
+        assert_eq!((sqe.operand, sqe.arg0, sqe.compare, sqe.arg1), (4, 3, 2, 1));
+        let narrow = SharedSlice::<u64>::zeroed(1).unwrap();
+        let sqe = Command::compare_and_swap(narrow.at(0), u64::MAX, u64::MAX - 1).sqe;
+        assert_eq!((sqe.operand, sqe.arg0, sqe.compare, sqe.arg1), (u64::MAX - 1, 0, u64::MAX, 0));
+    }
+
+    #[test]
+    fn copies_and_fills_stay_inside_and_keep_both_sides() {
+        let (from, to) = (SharedSlice::<u8>::zeroed(10).unwrap(), SharedSlice::<u8>::zeroed(20).unwrap());
+        let copy = Command::copy(&from, 2..10, &to, 12).unwrap();
+        let Sqe { addr, arg0, count, width, .. } = copy.sqe;
+        assert_eq!((addr, arg0, count, width), (to.address(12), from.address(2), 8, WidthLog2::W8));
+        assert!(copy.keep[ELEMENTS].is_some() && copy.keep[OPERANDS].is_some());
+        assert!(Command::copy(&from, 2..11, &to, 0).is_err());
+        assert!(Command::copy(&from, 2..10, &to, 13).is_err());
+        assert!(Command::copy(&from, 0..0, &to, usize::MAX).is_err());
+        assert!(Command::fill(&to, 0..20, 1).is_ok() && Command::fill(&to, 1..21, 1).is_err());
+    }
+
+    #[test]
+    fn only_a_wait_without_end_waits_for_ever() {
+        let slice = SharedSlice::<u64>::zeroed(1).unwrap();
+        let time = |timeout| Command::wait(slice.at(0), Condition::Slt, 9, timeout).sqe;
+        assert_eq!(time(None).arg0, WAIT_FOREVER);
+        assert_eq!(time(Some(Duration::MAX)).arg0, WAIT_FOREVER - 1);
+        let sqe = time(Some(Duration::from_micros(3)));
+        assert_eq!((sqe.arg0, sqe.arg1, sqe.compare, sqe.operand), (3000, 6, 9, 0));
     }
 }

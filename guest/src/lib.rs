@@ -21,22 +21,27 @@
 //! # }
 //! ```
 //!
+//! [`Command`] has what is done to one element, copies, fills and waits. A command on many elements begins with
+//! the elements: see [`bulk`].
+//!
 //! # Memory that a device writes
 //!
 //! Three things make the safe part of this library sound, whatever safe code does:
 //!
-//! * **Every element is an atomic.** [`SharedSlice`] hands out `&AtomicU32` or `&AtomicU64` and never
+//! * **Every element is an atomic.** [`SharedSlice`] hands out `&AtomicU32` and the like, and never
 //!   a plain reference or a slice of integers. The device's accesses are single accesses of an
-//!   element's width (spec 6.3), so to Rust they are what another thread's relaxed atomics would
-//!   be. Slices of different widths never overlap, as mixed-size atomics would not be defined.
-//! * **Commands own the memory they name.** A [`Command`] holds a reference-counted handle of its
-//!   memory, and [`Queue::submit`] puts a copy of the handle beside the queue until the completion is
-//!   consumed or the queue has been destroyed. So memory is never unmapped under a running
-//!   command. No lifetime and no guard is involved, hence nothing to forget: `mem::forget` of a
-//!   queue leaks its handles, so its memory stays mapped for ever, which is safe.
+//!   element's width (spec 10.1), so to Rust they are what another thread's relaxed atomics would
+//!   be; where they are wider (COPY, FILL, CAS at 128 bits) they are what several of those would be.
+//!   Slices of different widths never overlap, as mixed-size atomics would not be defined.
+//! * **Commands own the memory they name.** A [`Command`] holds reference-counted handles of its
+//!   memory: elements, indices, operands, old values. [`Queue::submit`] puts copies of them beside the
+//!   queue until the completion is consumed or the queue has been destroyed. So memory is never
+//!   unmapped under a running command. No lifetime and no guard is involved, hence nothing to forget:
+//!   `mem::forget` of a queue leaks its handles, so its memory stays mapped for ever, which is safe.
 //! * **A command's addresses are checked when it is made.** A place, a stride and a count are compared
-//!   with the slice. Indices are read by the device while the command runs, so they come from an
-//!   [`IndexArray`]: checked once, then never writable again.
+//!   with the slice, and every array with the count. Indices are read by the device while the command
+//!   runs, so they come from an [`IndexArray`]: checked once, then never writable again. Operands are
+//!   values, not addresses: they may change at any time.
 //!
 //! What is left is `unsafe`: [`Queue::submit_raw`] makes the device read and write any address of the
 //! process, so its caller vouches for every byte the command can reach.
@@ -45,8 +50,10 @@
 //! absent and every call on the file ends with `EPERM`; `fork` is `unsafe` in Rust, and using a
 //! [`Queue`] in the child is among the things its caller must not do.
 
+pub mod bulk;
 pub mod command;
 pub mod device;
+pub mod element;
 pub mod error;
 pub mod latency;
 mod mapping;
@@ -56,9 +63,12 @@ pub mod queue;
 pub mod report;
 mod ring;
 
+pub use bulk::Elements;
 pub use command::Command;
 pub use device::Device;
+pub use element::{Element, Item, Pair, Swappable, Unit, Word};
 pub use error::Error;
-pub use memory::{IndexArray, Place, SharedMemory, SharedSlice, Word};
+pub use memory::{IndexArray, Place, SharedMemory, SharedSlice};
 pub use queue::{Completion, Queue, QueueSize};
 pub use svmx_abi as abi;
+pub use svmx_abi::queue::Condition;

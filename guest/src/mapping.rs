@@ -11,17 +11,32 @@ use std::ffi::c_void;
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
 /// Mapped memory, unmapped when dropped.
 ///
 /// Invariant: `[base, base + len)` is mapped readable, and nobody else unmaps it, as long as this
 /// value lives. References to it are only ever to atomics.
 #[derive(Debug)]
-pub struct Mapping {
+pub(crate) struct Mapping {
     base: NonNull<c_void>,
     len: usize,
 }
+
+/// Atomics, and arrays of them.
+///
+/// # Safety
+/// Every byte belongs to an atomic, so any bits are a value, and others may change them.
+pub unsafe trait Atomics: Sync {}
+
+// SAFETY: an atomic each.
+unsafe impl Atomics for AtomicU8 {}
+// SAFETY: as above.
+unsafe impl Atomics for AtomicU32 {}
+// SAFETY: as above.
+unsafe impl Atomics for AtomicU64 {}
+// SAFETY: an array has no bytes but its elements'.
+unsafe impl<A: Atomics, const N: usize> Atomics for [A; N] {}
 
 // SAFETY: the memory is reached through atomics only, and its address belongs to no thread.
 unsafe impl Send for Mapping {}
@@ -82,7 +97,7 @@ impl Mapping {
     /// # Panics
     /// If it is misaligned or outside.
     pub(crate) fn word32(&self, offset: usize) -> &AtomicU32 {
-        &self.words32(offset, 1)[0]
+        &self.atomics(offset, 1)[0]
     }
 
     /// The 64-bit word at `offset`.
@@ -93,26 +108,24 @@ impl Mapping {
         &self.words64(offset, 1)[0]
     }
 
-    /// `count` 32-bit words from `offset` on. Panics as [`Self::word32`].
-    pub(crate) fn words32(&self, offset: usize, count: usize) -> &[AtomicU32] {
-        let start = self.check(offset, count, 4).cast::<AtomicU32>();
-        // SAFETY: `check` found the words inside the mapping and aligned; it stays mapped while
-        // `self` is borrowed; every bit pattern is a valid atomic; nobody has plain references.
-        unsafe { std::slice::from_raw_parts(start, count) }
-    }
-
     /// `count` 64-bit words from `offset` on. Panics as [`Self::word64`].
     pub(crate) fn words64(&self, offset: usize, count: usize) -> &[AtomicU64] {
-        let start = self.check(offset, count, 8).cast::<AtomicU64>();
-        // SAFETY: as in `words32`.
-        unsafe { std::slice::from_raw_parts(start, count) }
+        self.atomics(offset, count)
     }
 
-    fn check(&self, offset: usize, count: usize, width: usize) -> *const c_void {
-        let end = count.checked_mul(width).and_then(|bytes| bytes.checked_add(offset));
-        assert!(offset.is_multiple_of(width) && end.is_some_and(|end| end <= self.len), "outside a mapping");
+    /// `count` atomics from `offset` on.
+    ///
+    /// # Panics
+    /// If one is misaligned or outside.
+    pub(crate) fn atomics<A: Atomics>(&self, offset: usize, count: usize) -> &[A] {
+        let end = count.checked_mul(size_of::<A>()).and_then(|bytes| bytes.checked_add(offset));
+        let inside = end.is_some_and(|end| end <= self.len);
+        assert!(offset.is_multiple_of(align_of::<A>()) && inside, "outside a mapping");
         // SAFETY: the offset is inside the mapping, or one past its end if `count` is zero.
-        unsafe { self.base.as_ptr().byte_add(offset) }
+        let start = unsafe { self.base.as_ptr().byte_add(offset) }.cast::<A>();
+        // SAFETY: the atomics are inside the mapping, which begins with a page and so is aligned as they
+        // are; it stays mapped while `self` is borrowed; any bits are atomics; nobody has plain references.
+        unsafe { std::slice::from_raw_parts(start, count) }
     }
 }
 

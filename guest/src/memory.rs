@@ -10,78 +10,12 @@
 //! Nothing here talks to the driver: what makes the two sides atomic to each other is exclusive access
 //! to the page (spec 11).
 
+use crate::element::{Element, Item, Word};
 use crate::error::Error;
 use crate::mapping::Mapping;
 use std::marker::PhantomData;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64};
-use svmx_abi::queue::WidthLog2;
-
-mod sealed {
-    pub trait Sealed: Sized {
-        type Atomic: Sync;
-        fn view(mapping: &super::Mapping, offset: usize, len: usize) -> &[Self::Atomic];
-        fn to_bits(self) -> u64;
-        fn signed_bits(value: Self::Signed) -> u64;
-        fn float_bits(value: Self::Float) -> u64;
-        type Signed;
-        type Float;
-    }
-}
-pub(crate) use sealed::Sealed;
-
-/// An element that the device operates on: `u32` or `u64`.
-pub trait Word: Sealed + Copy + Send + Sync + 'static {
-    /// Its width, as commands say it.
-    const WIDTH: WidthLog2;
-    /// Its bytes.
-    const BYTES: usize;
-}
-
-impl Sealed for u32 {
-    type Atomic = AtomicU32;
-    type Signed = i32;
-    type Float = f32;
-    fn view(mapping: &Mapping, offset: usize, len: usize) -> &[AtomicU32] {
-        mapping.words32(offset, len)
-    }
-    fn to_bits(self) -> u64 {
-        self.into()
-    }
-    fn signed_bits(value: i32) -> u64 {
-        (value as u32).into()
-    }
-    fn float_bits(value: f32) -> u64 {
-        value.to_bits().into()
-    }
-}
-impl Word for u32 {
-    const WIDTH: WidthLog2 = WidthLog2::W32;
-    const BYTES: usize = 4;
-}
-
-impl Sealed for u64 {
-    type Atomic = AtomicU64;
-    type Signed = i64;
-    type Float = f64;
-    fn view(mapping: &Mapping, offset: usize, len: usize) -> &[AtomicU64] {
-        mapping.words64(offset, len)
-    }
-    fn to_bits(self) -> u64 {
-        self
-    }
-    fn signed_bits(value: i64) -> u64 {
-        value as u64
-    }
-    fn float_bits(value: f64) -> u64 {
-        value.to_bits()
-    }
-}
-impl Word for u64 {
-    const WIDTH: WidthLog2 = WidthLog2::W64;
-    const BYTES: usize = 8;
-}
 
 /// Private anonymous memory that slices are carved from, front to back, so that slices of different
 /// widths can share a page and never a byte.
@@ -101,7 +35,7 @@ impl SharedMemory {
     }
 
     /// The next `len` elements, or `None` if that is more than is left.
-    pub fn carve<T: Word>(&mut self, len: usize) -> Option<SharedSlice<T>> {
+    pub fn carve<T: Item>(&mut self, len: usize) -> Option<SharedSlice<T>> {
         let offset = self.used.next_multiple_of(T::BYTES);
         let end = len.checked_mul(T::BYTES)?.checked_add(offset)?;
         if end > self.mapping.len() {
@@ -114,16 +48,17 @@ impl SharedMemory {
 
 /// Elements that CPU threads and the device share. Cloning clones the handle, not the memory.
 ///
-/// It dereferences to a slice of `AtomicU32` or `AtomicU64`.
+/// It dereferences to a slice of atomics, such as `AtomicU32` of a `SharedSlice<u32>`; for `u128` and
+/// [`Pair`](crate::Pair), of arrays of two.
 #[derive(Debug, Clone)]
-pub struct SharedSlice<T: Word> {
-    mapping: Arc<Mapping>,
+pub struct SharedSlice<T: Item> {
+    pub(crate) mapping: Arc<Mapping>,
     offset: usize,
     len: usize,
     element: PhantomData<T>,
 }
 
-impl<T: Word> SharedSlice<T> {
+impl<T: Item> SharedSlice<T> {
     /// `len` zeroed elements in memory of their own, page-aligned.
     ///
     /// # Errors
@@ -133,6 +68,47 @@ impl<T: Word> SharedSlice<T> {
         memory.carve(len).ok_or(Error::OutOfBounds { what: "the slice", len })
     }
 
+    /// A copy of `values` in memory of its own, page-aligned.
+    ///
+    /// # Errors
+    /// [`Error::Map`] if the system has none, or there are no values.
+    pub fn of(values: &[T]) -> Result<Self, Error> {
+        let slice = Self::zeroed(values.len())?;
+        values.iter().zip(slice.iter()).for_each(|(value, to)| value.store(to));
+        Ok(slice)
+    }
+
+    /// The element at `index`, by relaxed loads: one, or one for each atomic of its view.
+    ///
+    /// # Panics
+    /// If `index` is out of bounds, as indexing does.
+    pub fn load(&self, index: usize) -> T {
+        T::load(&self[index])
+    }
+
+    /// Stores the element at `index`, by relaxed stores as in [`Self::load`].
+    ///
+    /// # Panics
+    /// If `index` is out of bounds, as indexing does.
+    pub fn store(&self, index: usize, value: T) {
+        value.store(&self[index]);
+    }
+
+    /// The address of the element at `index`. One past the end, and beyond, are only numbers.
+    pub fn address(&self, index: usize) -> u64 {
+        self.mapping.address(self.offset).wrapping_add((index as u64).wrapping_mul(T::BYTES as u64))
+    }
+
+    /// Address and number of the elements in `range`, if it is within the slice and a command can count them.
+    pub(crate) fn part(&self, range: Range<usize>) -> Option<(u64, u32)> {
+        if range.start > range.end || range.end > self.len {
+            return None;
+        }
+        Some((self.address(range.start), u32::try_from(range.len()).ok()?))
+    }
+}
+
+impl<T: Element> SharedSlice<T> {
     /// The element at `index`, as commands name it.
     ///
     /// # Panics
@@ -141,23 +117,18 @@ impl<T: Word> SharedSlice<T> {
         assert!(index < self.len, "element {index} of {}", self.len);
         Place { mapping: self.mapping.clone(), address: self.address(index), element: PhantomData }
     }
-
-    /// The address of the element at `index`. One past the end, and beyond, are only numbers.
-    pub fn address(&self, index: usize) -> u64 {
-        self.mapping.address(self.offset).wrapping_add((index as u64).wrapping_mul(T::BYTES as u64))
-    }
 }
 
-impl<T: Word> Deref for SharedSlice<T> {
+impl<T: Item> Deref for SharedSlice<T> {
     type Target = [T::Atomic];
     fn deref(&self) -> &Self::Target {
-        T::view(&self.mapping, self.offset, self.len)
+        self.mapping.atomics(self.offset, self.len)
     }
 }
 
 /// One element of a [`SharedSlice`], with a share in its memory.
 #[derive(Debug, Clone)]
-pub struct Place<T: Word> {
+pub struct Place<T: Element> {
     pub(crate) mapping: Arc<Mapping>,
     pub(crate) address: u64,
     element: PhantomData<T>,
@@ -179,22 +150,10 @@ impl<I: Word> IndexArray<I> {
     /// # Errors
     /// [`Error::Map`] if the system has no memory, or there are no indices.
     pub fn new(indices: &[I]) -> Result<Self, Error> {
-        let mapping = Mapping::anonymous(size_of_val(indices))?;
-        let mut highest = 0;
-        for (i, index) in indices.iter().enumerate() {
-            let bits = index.to_bits();
-            highest = highest.max(bits);
-            match I::BYTES {
-                4 => mapping.word32(4 * i).store(bits as u32, std::sync::atomic::Ordering::Relaxed),
-                _ => mapping.word64(8 * i).store(bits, std::sync::atomic::Ordering::Relaxed),
-            }
-        }
-        mapping.freeze()?;
-        let mapping = Arc::new(mapping);
-        Ok(IndexArray {
-            slice: SharedSlice { mapping, offset: 0, len: indices.len(), element: PhantomData },
-            highest,
-        })
+        let slice = SharedSlice::of(indices)?;
+        slice.mapping.freeze()?;
+        let highest = indices.iter().map(|index| index.bits() as u64).max().unwrap_or(0);
+        Ok(IndexArray { slice, highest })
     }
 
     /// The highest index.
@@ -204,10 +163,7 @@ impl<I: Word> IndexArray<I> {
 
     /// Address and number of the indices in `range`, if it is within the array.
     pub(crate) fn part(&self, range: Range<usize>) -> Option<(u64, u32)> {
-        if range.start > range.end || range.end > self.slice.len {
-            return None;
-        }
-        Some((self.slice.address(range.start), u32::try_from(range.len()).ok()?))
+        self.slice.part(range)
     }
 
     pub(crate) fn mapping(&self) -> &Arc<Mapping> {

@@ -38,11 +38,12 @@ pub struct Completion {
     pub tag: u32,
     /// Success, or why not.
     pub status: CommandStatus,
-    /// READ and scalar atomics: the element's value before.
-    pub result: u64,
-    /// Elements applied.
+    /// READ and scalar atomics: the element's value before, zero-extended. WAIT: what was seen last. A bulk
+    /// command that ended because an old value could not be stored: that value, at 128 bits its lower half.
+    pub result: u128,
+    /// Elements applied: after an error the first so many, and no other.
     pub applied: u32,
-    /// The address that ended the command, if one did.
+    /// The address that ended the command, if one did; else zero.
     pub fault_addr: u64,
 }
 
@@ -54,6 +55,11 @@ impl CommandStatus {
     /// Whether every element was applied.
     pub fn is_success(self) -> bool {
         self.0 == Status::SUCCESS
+    }
+
+    /// Whether it is a WAIT whose condition did not come true in its time.
+    pub fn is_timeout(self) -> bool {
+        self.0 == Status::TIMEOUT
     }
 }
 
@@ -68,12 +74,15 @@ impl std::fmt::Debug for CommandStatus {
 
 impl From<Cqe> for Completion {
     fn from(cqe: Cqe) -> Self {
+        let status = CommandStatus(cqe.head.status());
+        // With success the field is not an address but the upper half of the result (spec 5.1).
+        let (upper, fault_addr) = if status.is_success() { (cqe.fault_addr, 0) } else { (0, cqe.fault_addr) };
         Completion {
             tag: cqe.head.tag(),
-            status: CommandStatus(cqe.head.status()),
-            result: cqe.result,
+            status,
+            result: u128::from(cqe.result) | u128::from(upper) << 64,
             applied: cqe.applied,
-            fault_addr: cqe.fault_addr,
+            fault_addr,
         }
     }
 }
@@ -153,7 +162,7 @@ impl Queue {
     /// the command can write must be nothing that Rust code relies on (only atomics, or memory
     /// that no reference points to), and it must not be unmapped and reused meanwhile.
     pub unsafe fn submit_raw(&mut self, entry: &Sqe) -> Result<(), Error> {
-        self.push(entry, [None, None])
+        self.push(entry, Keep::default())
     }
 
     /// Takes the next completion if it is there.
@@ -270,5 +279,24 @@ impl Queue {
 impl Drop for Queue {
     fn drop(&mut self) {
         let _ = self.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use svmx_abi::queue::CqeHead;
+
+    #[test]
+    fn the_upper_half_is_an_address_only_of_an_error() {
+        let completion = |status| {
+            let head = CqeHead::new(true, status, 9);
+            Completion::from(Cqe { head, result: 2, applied: 1, sq_head: 1, fault_addr: 1 })
+        };
+        let success = completion(Status::SUCCESS);
+        assert_eq!((success.result, success.fault_addr), (1 << 64 | 2, 0));
+        let fault = completion(Status::FAULT);
+        assert_eq!((fault.result, fault.fault_addr), (2, 1));
+        assert!(completion(Status::TIMEOUT).status.is_timeout() && !success.status.is_timeout());
     }
 }

@@ -11,7 +11,7 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonym
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 use svmx::abi::queue::{Opcode, Sqe, WidthLog2};
 use svmx::{Completion, Queue};
 
@@ -36,6 +36,7 @@ pub(crate) struct Area {
     len: u64,
     /// Bytes from the start that are mapped still.
     live: u64,
+    backing: Backing,
     readable: bool,
     writable: bool,
 }
@@ -46,43 +47,53 @@ impl Area {
     /// `len` bytes, a multiple of the page size.
     pub(crate) fn new(backing: Backing, len: u64) -> Result<Self> {
         let size = NonZeroUsize::new(len as usize).context("an area of no bytes")?;
-        // SAFETY: new mappings at an address of the kernel's choice overlap nothing.
-        let base = unsafe {
-            match backing {
-                Backing::Private => mmap_anonymous(None, size, READ_WRITE, MapFlags::MAP_PRIVATE),
-                Backing::SharedAnonymous => mmap_anonymous(None, size, READ_WRITE, MapFlags::MAP_SHARED),
-                Backing::Memfd => {
-                    let file = memfd_create(c"area", MFdFlags::MFD_CLOEXEC).context("memfd_create")?;
-                    nix::unistd::ftruncate(&file, len as i64)?;
-                    mmap(None, size, READ_WRITE, MapFlags::MAP_SHARED, &file, 0)
-                }
-            }
-        };
-        Ok(Self::mapped(base.with_context(|| format!("mapping {backing:?}"))?, len))
+        Self::map(backing, None, size)
     }
 
     /// Private anonymous memory at `base`, where nothing is mapped.
     pub(crate) fn at(base: u64, len: u64) -> Result<Self> {
-        let address = NonZeroUsize::new(base as usize);
+        Self::at_of(Backing::Private, base, len)
+    }
+
+    /// Memory at `base`, where nothing is mapped.
+    pub(crate) fn at_of(backing: Backing, base: u64, len: u64) -> Result<Self> {
+        let address = NonZeroUsize::new(base as usize).context("an area at address zero")?;
         let size = NonZeroUsize::new(len as usize).context("an area of no bytes")?;
-        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED_NOREPLACE;
-        // SAFETY: MAP_FIXED_NOREPLACE overlaps nothing.
-        let base = unsafe { mmap_anonymous(address, size, READ_WRITE, flags) };
-        Ok(Self::mapped(base.context("mapping at a fixed address")?, len))
+        Self::map(backing, Some(address), size)
+    }
+
+    fn map(backing: Backing, address: Option<NonZeroUsize>, size: NonZeroUsize) -> Result<Self> {
+        let fixed = if address.is_some() { MapFlags::MAP_FIXED_NOREPLACE } else { MapFlags::empty() };
+        let (shared, private) = (MapFlags::MAP_SHARED | fixed, MapFlags::MAP_PRIVATE | fixed);
+        // SAFETY: new mappings overlap nothing, neither at an address of the kernel's choice nor with
+        // MAP_FIXED_NOREPLACE.
+        let base = unsafe {
+            match backing {
+                Backing::Private => mmap_anonymous(address, size, READ_WRITE, private),
+                Backing::SharedAnonymous => mmap_anonymous(address, size, READ_WRITE, shared),
+                Backing::Memfd => {
+                    let file = memfd_create(c"area", MFdFlags::MFD_CLOEXEC).context("memfd_create")?;
+                    nix::unistd::ftruncate(&file, i64::try_from(size.get())?)?;
+                    mmap(address, size, READ_WRITE, shared, &file, 0)
+                }
+            }
+        };
+        let base = base.with_context(|| format!("mapping {backing:?} at {address:x?}"))?;
+        let (base, len) = (base.as_ptr() as u64, size.get() as u64);
+        Ok(Area { base, len, live: len, backing, readable: true, writable: true })
+    }
+
+    /// An address at which `len` bytes could be mapped.
+    pub(crate) fn room(len: u64) -> Result<u64> {
+        Ok(Area::new(Backing::Private, len)?.base)
     }
 
     /// `len` private bytes on both sides of an address that is a multiple of 2 MiB, and the offset of
     /// that address.
     pub(crate) fn around_2mib(len: u64) -> Result<(Self, u64)> {
         const HUGE: u64 = 2 << 20;
-        let probe = Area::new(Backing::Private, 3 * HUGE)?;
-        let boundary = (probe.base + HUGE).next_multiple_of(HUGE);
-        drop(probe);
+        let boundary = (Area::room(3 * HUGE)? + HUGE).next_multiple_of(HUGE);
         Ok((Area::at(boundary - len, 2 * len)?, len))
-    }
-
-    fn mapped(base: NonNull<c_void>, len: u64) -> Self {
-        Area { base: base.as_ptr() as u64, len, live: len, readable: true, writable: true }
     }
 
     pub(crate) fn address(&self, offset: u64) -> u64 {
@@ -98,12 +109,29 @@ impl Area {
         self.live
     }
 
+    /// What backs it.
+    pub(crate) fn backing(&self) -> Backing {
+        self.backing
+    }
+
+    /// Whether the process may load from it, and store to it.
+    pub(crate) fn rights(&self) -> (bool, bool) {
+        (self.readable, self.writable)
+    }
+
+    /// All bytes that are mapped still.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        (0..self.live).step_by(8).flat_map(|offset| self.load(offset, WidthLog2::W64).to_le_bytes()).collect()
+    }
+
+    /// The element at `offset`, of up to 64 bits.
     pub(crate) fn load(&self, offset: u64, width: WidthLog2) -> u64 {
         let address = self.check(offset, width);
         assert!(self.readable, "the area can't be read");
         // SAFETY: `check` found it aligned and in mapped memory, which only atomics reach.
         unsafe {
             match width {
+                WidthLog2::W8 => AtomicU8::from_ptr(address as *mut u8).load(SeqCst).into(),
                 WidthLog2::W32 => AtomicU32::from_ptr(address as *mut u32).load(SeqCst).into(),
                 _ => AtomicU64::from_ptr(address as *mut u64).load(SeqCst),
             }
@@ -116,10 +144,29 @@ impl Area {
         // SAFETY: as in `load`; and it is writable.
         unsafe {
             match width {
+                WidthLog2::W8 => AtomicU8::from_ptr(address as *mut u8).store(value as u8, SeqCst),
                 WidthLog2::W32 => AtomicU32::from_ptr(address as *mut u32).store(value as u32, SeqCst),
                 _ => AtomicU64::from_ptr(address as *mut u64).store(value, SeqCst),
             }
         }
+    }
+
+    /// An element of any width; at 128 bits by two loads, the lower half first.
+    pub(crate) fn load_wide(&self, offset: u64, width: WidthLog2) -> u128 {
+        if width != WidthLog2::W128 {
+            return self.load(offset, width).into();
+        }
+        let half = |at| u128::from(self.load(offset + at, WidthLog2::W64));
+        half(0) | half(8) << 64
+    }
+
+    /// Stores an element of any width; at 128 bits by two stores, the lower half first.
+    pub(crate) fn store_wide(&self, offset: u64, width: WidthLog2, value: u128) {
+        if width != WidthLog2::W128 {
+            return self.store(offset, width, value as u64);
+        }
+        self.store(offset, WidthLog2::W64, value as u64);
+        self.store(offset + 8, WidthLog2::W64, (value >> 64) as u64);
     }
 
     /// Adds 1 to the 64-bit word at `offset`.
@@ -145,6 +192,16 @@ impl Area {
         let base = self.pointer(0);
         // SAFETY: the range is this area, and `check` keeps to its protection from now on.
         unsafe { mprotect(base, self.live as usize, prot) }.context("mprotect")
+    }
+
+    /// Takes the right to write away for a moment, which takes the pages from every device. Whoever calls it is
+    /// the only one to write meanwhile.
+    pub(crate) fn flicker(&self) -> Result<()> {
+        for prot in [ProtFlags::PROT_READ, READ_WRITE] {
+            // SAFETY: the range is this area; nobody writes until it is writable again.
+            unsafe { mprotect(self.pointer(0), self.live as usize, prot) }.context("mprotect")?;
+        }
+        Ok(())
     }
 
     /// Unmaps everything from `offset` on, a multiple of the page size.
@@ -209,6 +266,11 @@ impl RawQueue {
     /// Commands that the device has not completed.
     pub(crate) fn running(&self) -> usize {
         self.0.running()
+    }
+
+    /// Ends the queue.
+    pub(crate) fn destroy(self) -> Result<()> {
+        Ok(self.0.destroy()?)
     }
 
     pub(crate) fn queue(&mut self) -> &mut Queue {

@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 use svmx::report::Action;
-use svmx::{Command, Device, Error, Queue, QueueSize, SharedSlice};
+use svmx::{Device, Error, Queue, QueueSize, SharedSlice};
 
 const PAGES: usize = 64;
 const PER_PAGE: usize = 512;
@@ -66,7 +66,7 @@ fn lose(
         word.store(element as u64, Relaxed);
     }
     let mut holder = device.create_queue(QueueSize::default())?;
-    let every_page = Command::fetch_add_strided(&memory, 1, PER_PAGE as i32, PAGES as u32, 1)?;
+    let every_page = memory.strided(1, PER_PAGE as i32, PAGES as u32)?.fetch_add(1);
     let completion = holder.execute(&every_page)?;
     ensure!(completion.status.is_success(), "{completion:?}");
     let grants = device.stats()?.grants;
@@ -74,7 +74,7 @@ fn lose(
 
     let (sender, returns) = channel();
     let mut running = device.create_queue(QueueSize::default())?;
-    running.submit(&Command::fetch_add_strided(&memory, 2, 0, RUNNING, 1)?)?;
+    running.submit(&memory.strided(2, 0, RUNNING)?.fetch_add(1))?;
     let idle = device.create_queue(QueueSize::default())?;
     sleep_on_command(running, sender.clone());
     sleep_on_nothing(&device, &idle, sender);

@@ -25,6 +25,10 @@ impl Random {
         z ^ (z >> 31)
     }
 
+    pub(crate) fn wide(&mut self) -> u128 {
+        u128::from(self.next()) << 64 | u128::from(self.next())
+    }
+
     /// Below `end`, which is not zero.
     pub(crate) fn below(&mut self, end: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(end)) >> 64) as u64

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 use svmx::module::{self, ModuleError};
-use svmx::{Command, Device, QueueSize, SharedSlice};
+use svmx::{Device, QueueSize, SharedSlice};
 
 const ROUNDS: u32 = 20;
 
@@ -67,14 +67,14 @@ fn work(device: &Device, round: u32) -> Result<u64> {
     let mut queue = device.create_queue(QueueSize::default())?;
     let counters = SharedSlice::<u64>::zeroed(8 * 512)?;
     for _ in 0..10 {
-        let completion = queue.execute(&Command::fetch_add_strided(&counters, 0, 512, 8, 1)?)?;
+        let completion = queue.execute(&counters.strided(0, 512, 8)?.fetch_add(1))?;
         ensure!(completion.status.is_success(), "{completion:?}");
     }
     for (page, counter) in counters.iter().step_by(512).enumerate() {
         let found = counter.load(Relaxed);
         ensure!(found == 10, "page {page}: expected 10, found {found}");
     }
-    queue.submit(&Command::fetch_add_strided(&counters, 0, 0, 1 << 20, 1)?)?;
+    queue.submit(&counters.strided(0, 0, 1 << 20)?.fetch_add(1))?;
     must_refuse("with a command running")?;
     if round.is_multiple_of(2) {
         queue.destroy()?;

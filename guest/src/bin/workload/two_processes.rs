@@ -15,7 +15,7 @@ use crate::random::Random;
 use crate::scenario::{Run, Shown, step};
 use anyhow::{Context, Result, ensure};
 use svmx::abi::pci::VA_END;
-use svmx::abi::queue::{Opcode, WidthLog2};
+use svmx::abi::queue::{Opcode, Sqe, WidthLog2};
 use svmx::abi::status::Status;
 use svmx::{Device, QueueSize};
 
@@ -117,7 +117,7 @@ impl Side {
             let entry = scalar(Opcode::SWAP, WidthLog2::W64, BOTH + 8 * word, value);
             let found = self.queue.execute(&entry)?;
             ensure!(
-                found.status.is_success() && found.result == expected,
+                found.status.is_success() && found.result == expected.into(),
                 "process {}: expected {expected:#x} in word {word}, found {found:x?}",
                 self.number
             );
@@ -145,14 +145,25 @@ impl Side {
     }
 
     fn must_end(&mut self, addr: u64, status: Status) -> Result<()> {
-        for opcode in [Opcode::READ, Opcode::WRITE, Opcode::FETCH_ADD] {
-            let found = self.queue.execute(&scalar(opcode, WidthLog2::W64, addr, 0))?;
+        let command = |opcode, addr| scalar(opcode, WidthLog2::W64, addr, 0);
+        let entries = [
+            command(Opcode::READ, addr),
+            command(Opcode::WRITE, addr),
+            command(Opcode::FETCH_ADD, addr),
+            command(Opcode::WAIT, addr),
+            Sqe { count: 1, ..command(Opcode::FILL, addr) },
+            // To there, and from there.
+            Sqe { count: 1, arg0: BOTH, ..command(Opcode::COPY, addr) },
+            Sqe { count: 1, arg0: addr, ..command(Opcode::COPY, BOTH) },
+        ];
+        for entry in entries {
+            let found = self.queue.execute(&entry)?;
             ensure!(
                 found.status.0 == status
                     && found.fault_addr == addr
                     && found.result == 0
                     && found.applied == 0,
-                "process {}: expected {} for {addr:#x}, found {found:x?}",
+                "process {}: expected {} for {addr:#x}, found {found:x?} for {entry:x?}",
                 self.number,
                 status.name().unwrap_or_default()
             );

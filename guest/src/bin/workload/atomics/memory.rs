@@ -2,36 +2,36 @@
 
 //! Every kind of memory: what a command can do in it is what the process can do (spec 9.5).
 
-use super::{Bench, is_atomic, operations};
+use super::reference::Memory;
+use super::{Bench, W64, operations};
 use crate::area::{Area, Backing, PAGE, scalar};
 use crate::scenario::{Run, step};
-use anyhow::{Result, ensure};
-use svmx::abi::queue::{Opcode, WidthLog2};
+use anyhow::Result;
+use svmx::abi::queue::{Opcode, Sqe, SqeFlags};
 use svmx::abi::status::Status;
-
-const W64: WidthLog2 = WidthLog2::W64;
 
 pub(super) fn kinds(bench: &mut Bench, _: &Run) -> Result<()> {
     for backing in [Backing::SharedAnonymous, Backing::Memfd] {
         step(format!("memory {backing:?}"));
-        let area = Area::new(backing, 2 * PAGE)?;
-        allowed(bench, &area, 0, true, true, Some(Status::NOT_EXCLUSIVE))?;
-        // A page that nobody has touched.
-        allowed(bench, &area, PAGE, true, true, Some(Status::NOT_EXCLUSIVE))?;
+        let mut memory = with_scratch(Area::new(backing, 2 * PAGE)?)?;
+        every_command(bench, &mut memory, 0)?;
+        // A page that nobody has touched: it was not when the commands before were done on the first.
+        every_command(bench, &mut memory, PAGE)?;
     }
     step("memory without rights");
-    let mut area = Area::new(Backing::Private, 2 * PAGE)?;
-    allowed(bench, &area, 8, true, true, None)?;
-    area.protect(true, false)?;
-    allowed(bench, &area, 8, true, false, Some(Status::PERMISSION))?;
-    allowed(bench, &area, PAGE, true, false, Some(Status::PERMISSION))?;
-    area.protect(false, false)?;
-    allowed(bench, &area, 8, false, false, Some(Status::PERMISSION))?;
-    area.protect(true, true)?;
-    allowed(bench, &area, 8, true, true, None)?;
+    let mut memory = with_scratch(Area::new(Backing::Private, 2 * PAGE)?)?;
+    every_command(bench, &mut memory, 8)?;
+    memory.protect(0, true, false)?;
+    every_command(bench, &mut memory, 8)?;
+    every_command(bench, &mut memory, PAGE)?;
+    memory.protect(0, false, false)?;
+    every_command(bench, &mut memory, 8)?;
+    memory.protect(0, true, true)?;
+    every_command(bench, &mut memory, 8)?;
     step("unmapped memory");
+    let mut area = Area::new(Backing::Private, 2 * PAGE)?;
     area.unmap_from(PAGE)?;
-    for opcode in operations() {
+    for opcode in operations().chain([Opcode::WAIT]) {
         let entry = scalar(opcode, W64, area.address(PAGE + 16), 0);
         bench.expect(&entry, Status::FAULT, 0, Some(entry.addr))?;
     }
@@ -39,44 +39,44 @@ pub(super) fn kinds(bench: &mut Bench, _: &Run) -> Result<()> {
     let (area, boundary) = Area::around_2mib(2 << 20)?;
     area.huge()?;
     area.store(boundary, W64, 1);
-    for offset in [boundary, boundary + PAGE, boundary + (2 << 20) - 8] {
-        allowed(bench, &area, offset, true, true, None)?;
+    let mut memory = with_scratch(area)?;
+    for offset in [boundary, boundary + PAGE, boundary + (2 << 20) - 32] {
+        every_command(bench, &mut memory, offset)?;
     }
     Ok(())
 }
 
-/// Every operation on the word at `offset`. `atomic` is the status of an atomic that is not allowed.
-fn allowed(
-    bench: &mut Bench,
-    area: &Area,
-    offset: u64,
-    read: bool,
-    write: bool,
-    atomic: Option<Status>,
-) -> Result<()> {
-    for opcode in operations() {
-        let addr = area.address(offset);
-        let entry = scalar(opcode, W64, addr, if opcode == Opcode::READ { 0 } else { 1 });
-        let status = match opcode {
-            Opcode::READ if !read => Status::PERMISSION,
-            Opcode::WRITE if !write => Status::PERMISSION,
-            opcode if is_atomic(opcode) => atomic.unwrap_or(Status::SUCCESS),
-            _ => Status::SUCCESS,
-        };
-        let before = read.then(|| area.load(offset, W64));
-        if status == Status::SUCCESS {
-            let found = bench.succeed(&entry)?;
-            ensure!(
-                opcode == Opcode::WRITE || Some(found.result) == before,
-                "{before:x?} was read as {found:x?}"
-            );
-        } else {
-            bench.expect(&entry, status, 0, Some(addr))?;
-            ensure!(
-                before == read.then(|| area.load(offset, W64)),
-                "a refused {entry:x?} changed the memory"
-            );
-        }
+/// The area, and one of good memory for the other side of a command.
+fn with_scratch(area: Area) -> Result<Memory> {
+    Ok(Memory::of([area, Area::new(Backing::Private, PAGE)?]))
+}
+
+/// Every command, with each of its elements and arrays in turn at `offset` of area 0.
+fn every_command(bench: &mut Bench, memory: &mut Memory, offset: u64) -> Result<()> {
+    let addr = memory.address(0, offset);
+    let other = memory.address(1, 64);
+    let bulk = |flags: SqeFlags| Sqe {
+        flags: flags.with(SqeFlags::BULK),
+        count: 1,
+        ..scalar(Opcode::FETCH_ADD, W64, other, 1)
+    };
+    let mut entries: Vec<Sqe> =
+        operations().map(|opcode| scalar(opcode, W64, addr, u64::from(opcode != Opcode::READ))).collect();
+    entries.extend([
+        Sqe { compare: 1, ..scalar(Opcode::WAIT, W64, addr, 0) },
+        Sqe { count: 2, ..scalar(Opcode::FILL, W64, addr, 9) },
+        Sqe { count: 2, arg0: other, ..scalar(Opcode::COPY, W64, addr, 0) },
+        Sqe { count: 2, arg0: addr, ..scalar(Opcode::COPY, W64, other, 0) },
+        // An index of zero, or of nine after the FILL.
+        Sqe { index_addr: addr, ..bulk(SqeFlags::INDEXED.with(SqeFlags::INDEX64)) },
+        Sqe { operand: addr, ..bulk(SqeFlags::OPERANDS) },
+        Sqe { arg0: addr, ..bulk(SqeFlags::STORE_OLD) },
+        Sqe { addr, ..bulk(SqeFlags::default()) },
+    ]);
+    for entry in &entries {
+        let expected = memory.execute(entry)?;
+        bench.queue.submit(entry)?;
+        bench.as_expected(entry, expected)?;
     }
-    Ok(())
+    memory.compare()
 }

@@ -2,7 +2,7 @@
 
 //! NOP and FENCE: commands without an element, which succeed, and what a FENCE's completion says.
 
-use super::{Bench, WIDTHS};
+use super::{Bench, W32, W64};
 use crate::area::{Area, Backing, PAGE, scalar};
 use crate::random::Random;
 use crate::scenario::Run;
@@ -17,7 +17,7 @@ pub(super) fn fences(bench: &mut Bench, run: &Run) -> Result<()> {
     let mut random = Random::part(run.seed, 3);
     let area = Area::new(Backing::Private, 2 * PAGE)?;
     for round in 0..ROUNDS {
-        for width in WIDTHS {
+        for width in [W32, W64] {
             let offset = random.below((2 * PAGE) >> width.0) << width.0;
             let value = random.next() & (u64::MAX >> (64 - (8 << width.0)));
             let entries = [

@@ -139,20 +139,20 @@ fn plays(counters: &Counters, random: &mut Random) -> Result<Vec<Play>> {
         plays.push(Play::new(Command::fetch_add(narrow.at(element), 1), [w + n])?);
     }
     let same = |counter: usize, times: u32| std::iter::repeat_n(counter, times as usize);
-    plays.push(Play::new(Command::fetch_add_strided(wide, 0, 1, 8, 1)?, 0..8)?);
-    plays.push(Play::new(Command::fetch_add_strided(wide, 513, -1, 5, 1)?, 8..13)?);
-    plays.push(Play::new(Command::fetch_add_strided(wide, 0, 512, 4, 1)?, [0, 11, 15, 16])?);
-    plays.push(Play::new(Command::fetch_add_strided(wide, 1, 0, 4000, 1)?, same(1, 4000))?);
-    plays.push(Play::new(Command::fetch_add_strided(wide, 1536, 0, 2000, 1)?, same(16, 2000))?);
-    plays.push(Play::new(Command::fetch_add_strided(narrow, 3, -1, 4, 1)?, w..w + 4)?);
-    plays.push(Play::new(Command::fetch_add_strided(narrow, 511, 0, 2000, 1)?, same(w + 5, 2000))?);
+    plays.push(Play::new(wide.strided(0, 1, 8)?.fetch_add(1), 0..8)?);
+    plays.push(Play::new(wide.strided(513, -1, 5)?.fetch_add(1), 8..13)?);
+    plays.push(Play::new(wide.strided(0, 512, 4)?.fetch_add(1), [0, 11, 15, 16])?);
+    plays.push(Play::new(wide.strided(1, 0, 4000)?.fetch_add(1), same(1, 4000))?);
+    plays.push(Play::new(wide.strided(1536, 0, 2000)?.fetch_add(1), same(16, 2000))?);
+    plays.push(Play::new(narrow.strided(3, -1, 4)?.fetch_add(1), w..w + 4)?);
+    plays.push(Play::new(narrow.strided(511, 0, 2000)?.fetch_add(1), same(w + 5, 2000))?);
     for _ in 0..4 {
         let picked: Vec<usize> = (0..256).map(|_| random.below(w as u64) as usize).collect();
         let indices: Vec<u64> = picked.iter().map(|&counter| WIDE[counter] as u64).collect();
-        let command = Command::fetch_add_indexed(wide, &IndexArray::new(&indices)?, 0..256, 1)?;
+        let command = wide.indexed(&IndexArray::new(&indices)?, 0..256)?.fetch_add(1);
         plays.push(Play::new(command, picked.iter().copied())?);
         let indices: Vec<u32> = indices.iter().map(|&index| index as u32).collect();
-        let command = Command::fetch_add_indexed(wide, &IndexArray::new(&indices)?, 0..256, 1)?;
+        let command = wide.indexed(&IndexArray::new(&indices)?, 0..256)?.fetch_add(1);
         plays.push(Play::new(command, picked)?);
     }
     Ok(plays)
