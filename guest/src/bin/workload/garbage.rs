@@ -3,6 +3,7 @@
 //! `garbage`: processes write garbage over their rings, doorbell pages and ioctl arguments for a minute,
 //! while this process counts exactly with queues of its own. The seed reproduces the garbage.
 
+mod entry;
 mod writer;
 
 use crate::contest::{Counters, Goals};

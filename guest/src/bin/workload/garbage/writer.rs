@@ -4,9 +4,10 @@
 //! it gives up its rights first, for what it may be made to do.
 #![expect(unsafe_code, reason = "sends garbage to the kernel and the device")]
 
+use super::entry;
 use crate::process;
 use crate::random::Random;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, setrlimit};
@@ -17,7 +18,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 use svmx::Device;
 use svmx::abi::doorbell::queue as doorbell;
-use svmx::abi::queue::{Opcode, Sqe, SqeFlags, WidthLog2};
 use svmx::abi::uapi;
 use zerocopy::IntoBytes;
 
@@ -74,13 +74,8 @@ impl Writer {
         setrlimit(Resource::RLIMIT_AS, 1 << 30, 1 << 30)?;
         setrlimit(Resource::RLIMIT_NPROC, 16, 16)?;
         setuid(Uid::from_raw(65534))?;
-        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
-        let arena = unsafe {
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            libc::mmap(std::ptr::null_mut(), ARENA, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
-        };
         let (queues, rings, doorbells) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Writer { random, files, queues, rings, doorbells, arena: arena as u64, ferry: Ferry::new()? })
+        Ok(Writer { random, files, queues, rings, doorbells, arena: arena()?, ferry: Ferry::new()? })
     }
 
     fn act(&mut self) {
@@ -99,16 +94,8 @@ impl Writer {
         }
     }
 
-    /// A value that is small, near a power of two, an address of the arena, or anything.
     fn value(&mut self) -> u64 {
-        match self.random.below(6) {
-            0 => self.random.below(16),
-            1 => (1u64 << self.random.below(64)).wrapping_sub(self.random.below(3)),
-            2 => u64::MAX - self.random.below(16),
-            3 => self.arena + 8 * self.random.below(ARENA as u64 / 8),
-            4 => self.random.next() >> self.random.below(64),
-            _ => self.random.next(),
-        }
+        entry::value(&mut self.random, self.arena, ARENA as u64)
     }
 
     /// A proper queue, mapped as it should be, so that garbage gets further.
@@ -185,31 +172,8 @@ impl Writer {
         unsafe { libc::ioctl(fd, number.into(), argument) };
     }
 
-    /// An entry, with each of its fields right or wrong.
-    fn entry(&mut self) -> Sqe {
-        let address = self.arena + 8 * self.random.below(ARENA as u64 / 8);
-        let (_, opcode) = *self.random.pick(&Opcode::ALL);
-        let mut entry = Sqe { opcode, width: WidthLog2::W64, addr: address, ..Sqe::default() };
-        if self.random.one_in(3) {
-            entry.opcode = Opcode::FETCH_ADD;
-            entry.flags = SqeFlags(self.random.below(8) as u16).with(SqeFlags::BULK);
-            entry.count = self.value() as u32;
-            entry.stride = 8 * (self.random.below(9) as i32 - 4);
-            if entry.flags.contains(SqeFlags::INDEXED) {
-                entry.stride = 0;
-                entry.index_addr = self.arena;
-            }
-        }
-        entry.operand = self.random.below(3);
-        let mut words: [u64; 8] = zerocopy::transmute!(entry);
-        while self.random.one_in(3) {
-            words[self.random.below(8) as usize] = self.value();
-        }
-        zerocopy::transmute!(words)
-    }
-
     fn submit(&mut self) {
-        let entry = self.entry();
+        let entry = entry::nearly_right(&mut self.random, self.arena, ARENA as u64);
         let Some(ring) = self.pick_ring() else { return };
         let slot = self.random.below((ring.len / 64).max(1) as u64) as usize;
         self.ferry.write(ring, 64 * slot, entry.as_bytes());
@@ -302,6 +266,22 @@ impl Writer {
 
     fn pick_ring(&mut self) -> Option<Mapped> {
         (!self.rings.is_empty()).then(|| *self.random.pick(&self.rings))
+    }
+}
+
+/// Maps the arena, with nothing on both sides of it: a command that runs over its end, as most do that are
+/// long, ends there, and this process lives to write more.
+fn arena() -> Result<u64> {
+    const APART: usize = 64 * 4096;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing; the second call changes a
+    // part of it.
+    unsafe {
+        let start = libc::mmap(std::ptr::null_mut(), ARENA + 2 * APART, libc::PROT_NONE, flags, -1, 0);
+        ensure!(start != libc::MAP_FAILED, "no memory for an arena");
+        let arena = start.byte_add(APART);
+        libc::mprotect(arena, ARENA, libc::PROT_READ | libc::PROT_WRITE);
+        Ok(arena as u64)
     }
 }
 
