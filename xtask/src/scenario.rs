@@ -46,7 +46,7 @@ const ROW: Scenario = Scenario {
 };
 
 /// All scenarios, in the order in which they run.
-pub(crate) const SCENARIOS: [Scenario; 13] = [
+pub(crate) const SCENARIOS: [Scenario; 14] = [
     Scenario {
         name: "counter",
         shows: "CPU threads and the device on the same counters: the sum is exact",
@@ -69,7 +69,12 @@ pub(crate) const SCENARIOS: [Scenario; 13] = [
     },
     Scenario {
         name: "atomics",
-        shows: "every operation, width and alignment against a model on the CPU",
+        shows: "every command, width, alignment and form against a model on the CPU",
+        ..ROW
+    },
+    Scenario {
+        name: "litmus",
+        shows: "a CPU thread against a queue: no outcome that the memory model forbids",
         ..ROW
     },
     Scenario {

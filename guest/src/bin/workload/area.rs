@@ -11,7 +11,10 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonym
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{
+    AtomicU8, AtomicU32, AtomicU64,
+    Ordering::{Acquire, Release, SeqCst},
+};
 use svmx::abi::queue::{Opcode, Sqe, WidthLog2};
 use svmx::{Completion, Queue};
 
@@ -175,6 +178,22 @@ impl Area {
         assert!(self.writable, "the area can't be written");
         // SAFETY: as in `store`.
         unsafe { AtomicU64::from_ptr(address as *mut u64).fetch_add(1, SeqCst) }
+    }
+
+    /// The 64-bit word at `offset`, by a load-acquire.
+    pub(crate) fn acquire(&self, offset: u64) -> u64 {
+        let address = self.check(offset, WidthLog2::W64);
+        assert!(self.readable, "the area can't be read");
+        // SAFETY: as in `load`.
+        unsafe { AtomicU64::from_ptr(address as *mut u64).load(Acquire) }
+    }
+
+    /// Stores the 64-bit word at `offset`, by a store-release: not a full barrier, as `store` is.
+    pub(crate) fn release(&self, offset: u64, value: u64) {
+        let address = self.check(offset, WidthLog2::W64);
+        assert!(self.writable, "the area can't be written");
+        // SAFETY: as in `store`.
+        unsafe { AtomicU64::from_ptr(address as *mut u64).store(value, Release) };
     }
 
     fn check(&self, offset: u64, width: WidthLog2) -> u64 {

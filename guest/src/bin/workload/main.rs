@@ -13,6 +13,7 @@ mod discard;
 mod exit_while_busy;
 mod garbage;
 mod link;
+mod litmus;
 mod maps;
 mod process;
 mod random;

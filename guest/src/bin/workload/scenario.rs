@@ -4,8 +4,8 @@
 
 use crate::link;
 use crate::{
-    atomics, counter, device_dies, device_stops, discard, exit_while_busy, garbage, reload, two_devices,
-    two_processes,
+    atomics, counter, device_dies, device_stops, discard, exit_while_busy, garbage, litmus, reload,
+    two_devices, two_processes,
 };
 use anyhow::Result;
 use std::process::ExitCode;
@@ -97,6 +97,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "atomics",
         shows: "every command does what a model on the CPU says, and every mistake gets its status",
         run: atomics::run,
+    },
+    Scenario {
+        name: "litmus",
+        shows: "a CPU thread and a queue see each other's stores in the order that the specification promises",
+        run: litmus::run,
     },
     Scenario {
         name: "two-devices",
