@@ -20,9 +20,7 @@ const PAGE: i32 = PAGE_SIZE as i32;
 /// A driver that wants so many pages ahead.
 fn looking_ahead(pages: u32, fault_log2: u8) -> Mock {
     let mock = Mock::with(options(), fault_log2);
-    mock.write(regs::CONTROL, 0, 4);
-    mock.write(regs::LOOKAHEAD, pages.into(), 4);
-    mock.start();
+    mock.look_ahead(pages);
     mock
 }
 
