@@ -48,11 +48,11 @@ pub fn serve(
     stop: &Stop,
     how: Serve,
 ) -> Result<(), TransportError> {
-    let description = describe(device.doorbell_file().try_clone()?);
+    let description = describe(device)?;
     let attention = Attention { listener: Some(listener), ..Attention::new(stop) };
     while let Some(client) = listener.accept(stop)? {
         tracing::info!("a VMM connected");
-        let end = vfio_user::serve(&client, &description, &mut Adapter { device }, attention);
+        let end = vfio_user::serve(&client, &description, &mut Adapter(device), attention);
         match end {
             Ok(End::HungUp) => tracing::info!("the VMM is gone"),
             Ok(End::Stopped) => break,
@@ -67,7 +67,8 @@ pub fn serve(
 }
 
 /// The bus's nine regions and five kinds of interrupt, most of which are not there.
-fn describe(doorbells: File) -> Description {
+pub fn describe(device: &Device) -> std::io::Result<Description> {
+    let doorbells = device.doorbell_file().try_clone()?;
     let mut regions: Vec<_> = (0..abi::VFIO_PCI_NUM_REGIONS).map(|_| vfio_user::Region::default()).collect();
     let mut put = |index: u32, size, mapping| {
         if let Some(place) = regions.get_mut(index as usize) {
@@ -81,7 +82,7 @@ fn describe(doorbells: File) -> Description {
     put(abi::VFIO_PCI_CONFIG_REGION_INDEX, CONFIG_SIZE as u64, None);
     let msix = |index| if index == abi::VFIO_PCI_MSIX_IRQ_INDEX { NUM_VECTORS.into() } else { 0 };
     let interrupts = (0..abi::VFIO_PCI_NUM_IRQS).map(msix).collect();
-    Description { regions, interrupts, max_dma_maps: MAX_MAPS as u32 }
+    Ok(Description { regions, interrupts, max_dma_maps: MAX_MAPS as u32 })
 }
 
 fn region(index: u32) -> Result<Region, Refusal> {
@@ -109,18 +110,18 @@ impl From<MemoryError> for Refusal {
     }
 }
 
-struct Adapter<'a> {
-    device: &'a mut Device,
-}
+/// A device as a backend.
+#[derive(Debug)]
+pub struct Adapter<'a>(pub &'a mut Device);
 
 impl Backend for Adapter<'_> {
     fn region_read(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<(), Refusal> {
-        self.device.read(region(index)?, offset, data);
+        self.0.read(region(index)?, offset, data);
         Ok(())
     }
 
     fn region_write(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<(), Refusal> {
-        self.device.write(region(index)?, offset, data);
+        self.0.write(region(index)?, offset, data);
         Ok(())
     }
 
@@ -133,33 +134,33 @@ impl Backend for Adapter<'_> {
         // A range without a file is a BAR: not memory that this device can use. Nor is one that it may not
         // read.
         let Some(file) = file.filter(|_| readable) else { return Ok(()) };
-        Ok(self.device.dma_map(memory::DmaMap { address, size, file, offset, writable })?)
+        Ok(self.0.dma_map(memory::DmaMap { address, size, file, offset, writable })?)
     }
 
     fn dma_unmap(&mut self, address: u64, size: u64) -> Result<(), Refusal> {
         tracing::debug!("DMA unmap {address:#x}+{size:#x}");
-        Ok(self.device.dma_unmap(address, size)?)
+        Ok(self.0.dma_unmap(address, size)?)
     }
 
     fn set_interrupt(&mut self, _index: u32, vector: u32, event: Option<OwnedFd>) -> Result<(), Refusal> {
         tracing::debug!("interrupt {vector} event {}", event.is_some());
-        self.device.set_interrupt(vector, event.map(File::from));
+        self.0.set_interrupt(vector, event.map(File::from));
         Ok(())
     }
 
     fn trigger(&mut self, _index: u32, vector: u32) -> Result<(), Refusal> {
-        self.device.model().interrupts.raise(vector as u16);
+        self.0.model().interrupts.raise(vector as u16);
         Ok(())
     }
 
     fn reset(&mut self) -> Result<(), Refusal> {
         tracing::debug!("reset");
-        self.device.reset();
+        self.0.reset();
         Ok(())
     }
 
     fn disconnected(&mut self) {
-        self.device.disconnect();
+        self.0.disconnect();
     }
 
     fn complain(&mut self, complaint: Complaint) {

@@ -391,6 +391,26 @@ fn a_broken_connection_is_an_error_only_if_it_is_the_only_one() {
 }
 
 #[test]
+fn descriptors_for_which_there_is_no_room_are_not_left_behind() {
+    use rustix::process::{Pid, Resource, prlimit};
+    let mut process = Process::start(&["--once"]);
+    let mut vmm = Vmm::new(&process);
+    let before = process.descriptors();
+    let pid = Pid::from_raw(process.child.as_ref().unwrap().id() as i32);
+    // One more can be received, or a few if the numbers have gaps; some of sixteen are lost.
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let little = rustix::process::Rlimit { current: Some(before as u64 + 1), ..limit };
+    prlimit(pid, Resource::Nofile, little).unwrap();
+    let event = EventFd::new().unwrap();
+    vmm.client.set_irqs(MSIX, 0x24, 0, 16, &[event.as_fd().as_raw_fd(); 16]).unwrap();
+    assert_eq!(vmm.read(BAR_REGS, regs::MAGIC), regs::MAGIC_VALUE);
+    assert_eq!(process.descriptors(), before);
+    drop(vmm);
+    let log = process.ends_well();
+    assert!(log.contains("DeviceSetIrqs refused: more descriptors than can be received"), "{log}");
+}
+
+#[test]
 fn bad_arguments_get_one_line_and_exit_code_2() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("s");

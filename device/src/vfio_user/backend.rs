@@ -95,7 +95,7 @@ pub enum Complaint {
     /// A reply came, though nothing was asked. It is not answered: two servers that are connected to each
     /// other would never stop.
     StrayReply,
-    /// Another client connected while one is served, and was turned away.
+    /// Another client connected while one is served, and was hung up on.
     TurnedAway,
 }
 

@@ -51,6 +51,11 @@
 //! One at a time. Another that connects meanwhile is hung up on, and the backend hears of it; it is accepted
 //! when the first has gone, and finds a device on which [`Backend::disconnected`] has been called.
 //!
+//! # Tests
+//!
+//! [`feed::feed`] serves a client that sends whatever it is given, and returns what it was answered: the way in
+//! for fuzzers and property tests.
+//!
 //! # Why not `nix`
 //!
 //! Its `recvmsg` does not give out descriptors if some of them were lost (`MSG_CTRUNC`), and nobody can close

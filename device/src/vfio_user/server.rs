@@ -51,10 +51,11 @@ struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    fn serve(&mut self, socket: &UnixStream, attention: Attention<'_>) -> Result<End, ConnectionError> {
+    fn serve(&mut self, socket: &UnixStream, mut attention: Attention<'_>) -> Result<End, ConnectionError> {
         let mut receiver = Receiver::new();
         let mut reply = Reply::default();
-        loop {
+        // A client may have sent so much ahead that there is nothing to wait for.
+        while !attention.stop.told() {
             let event = match receiver.fill(socket, attention)? {
                 Event::Message => match receiver.take() {
                     Some(frame) => self.answer(socket, attention, frame, &mut reply)?,
@@ -65,13 +66,15 @@ impl<'a> Client<'a> {
             match event {
                 Event::Message => {}
                 Event::HungUp => return Ok(End::HungUp),
-                Event::Stopped => return Ok(End::Stopped),
+                Event::Stopped => break,
                 Event::Newcomer => {
-                    attention.listener.map_or(Ok(()), |listener| listener.turn_away())?;
+                    // Without a descriptor to spare it stays where it is, and is not waited for any more.
+                    attention.listener = attention.listener.filter(|listener| listener.turn_away().is_ok());
                     self.backend.complain(Complaint::TurnedAway);
                 }
             }
         }
+        Ok(End::Stopped)
     }
 
     /// Executes one message and answers it, if its sender wants that.

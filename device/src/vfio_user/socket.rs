@@ -9,6 +9,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -112,21 +113,35 @@ impl Drop for Listener {
     }
 }
 
-/// Ends waiting, from any thread and for good.
+/// Ends waiting, and serving, from any thread and for good.
 #[derive(Clone, Debug)]
-pub struct Stop(Arc<OwnedFd>);
+pub struct Stop(Arc<Told>);
+
+#[derive(Debug)]
+struct Told {
+    /// For those who wait.
+    event: OwnedFd,
+    /// For those who have enough to do.
+    told: AtomicBool,
+}
 
 impl Stop {
     /// One that has not been told.
     pub fn new() -> io::Result<Self> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Stop(Arc::new(event)))
+        Ok(Stop(Arc::new(Told { event, told: AtomicBool::new(false) })))
     }
 
     /// Every wait that knows this one returns, now and later.
     pub fn stop(&self) {
+        self.0.told.store(true, Ordering::Relaxed);
         // It fails if the counter is full, which is as good.
-        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+        let _ = rustix::io::write(&self.0.event, &1u64.to_ne_bytes());
+    }
+
+    /// Whether it has been told.
+    pub(super) fn told(&self) -> bool {
+        self.0.told.load(Ordering::Relaxed)
     }
 }
 
@@ -172,7 +187,7 @@ impl<'a> Attention<'a> {
             tv_sec: patience.as_secs() as i64,
             tv_nsec: patience.subsec_nanos().into(),
         });
-        let stop = self.stop.0.as_fd();
+        let stop = self.stop.0.event.as_fd();
         // poll() takes no "nobody": the stop event a second time is as good.
         let door = self.listener.map_or(stop, |listener| listener.socket.as_fd());
         // They are looked at in this order. A newcomer may be the successor of a client that has just hung up:

@@ -296,3 +296,31 @@ impl Reply {
         &self.bytes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::socket::Stop;
+    use super::*;
+
+    #[test]
+    fn descriptors_that_come_with_half_a_message_are_bounded() {
+        let (socket, client) = UnixStream::pair().unwrap();
+        let stop = Stop::new().unwrap();
+        let attention = Attention { patience: Duration::ZERO, ..Attention::new(&stop) };
+        let mut receiver = Receiver::new();
+        let header = Header { size: 100, ..Header::default() };
+        let fds = [client.as_fd(); MAX_FDS];
+        for byte in header.as_bytes() {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+            sendmsg(&client, &[IoSlice::new(&[*byte])], &mut control, SendFlags::empty()).unwrap();
+            let filled = receiver.fill(&socket, attention);
+            assert!(matches!(filled, Err(ConnectionError::Partial { .. })), "{filled:?}");
+            assert!(receiver.arrived.len() <= MAX_ARRIVED);
+        }
+        assert_eq!(receiver.arrived.len(), MAX_ARRIVED);
+    }
+}

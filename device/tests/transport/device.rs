@@ -10,7 +10,9 @@ use std::sync::Arc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use parking_lot::Mutex;
 use svmx_device::vfio_user::wire::Area;
-use svmx_device::vfio_user::{Backend, Complaint, Description, DmaMap, Errno, Mapping, Refusal, Region};
+use svmx_device::vfio_user::{
+    Backend, Complaint, Description, DmaMap, Errno, Mapping, Refusal, Region, Stop,
+};
 
 use crate::allocations;
 
@@ -54,6 +56,8 @@ pub(crate) struct State {
     pub(crate) events: BTreeMap<(u32, u32), OwnedFd>,
     pub(crate) triggered: Vec<(u32, u32)>,
     pub(crate) resets: u32,
+    /// Told by the next reset.
+    pub(crate) stop: Option<Stop>,
     pub(crate) disconnected: u32,
     pub(crate) complaints: Vec<String>,
     /// Allocations of the server's thread when a region was read.
@@ -135,7 +139,9 @@ impl Backend for TestDevice {
     }
 
     fn reset(&mut self) -> Result<(), Refusal> {
-        self.0.lock().resets += 1;
+        let mut state = self.0.lock();
+        state.resets += 1;
+        state.stop.take().iter().for_each(Stop::stop);
         Ok(())
     }
 

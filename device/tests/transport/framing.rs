@@ -108,3 +108,13 @@ fn it_can_be_stopped_wherever_it_waits() {
         assert_eq!(client.ended_unread().unwrap(), End::Stopped);
     }
 }
+
+#[test]
+fn it_can_be_stopped_while_there_is_plenty_to_do() {
+    let mut client = Client::new();
+    client.device.0.lock().stop = Some(client.stop.clone());
+    let device = client.device.clone();
+    client.send(&message(1, RESET, 0x10, &[]).repeat(1000));
+    assert_eq!(client.ended_unread().unwrap(), End::Stopped);
+    assert_eq!(device.0.lock().resets, 1);
+}
