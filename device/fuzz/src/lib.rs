@@ -10,6 +10,7 @@
 mod entries;
 mod input;
 mod machine;
+mod messages;
 mod scene;
 pub mod seeds;
 
@@ -22,8 +23,14 @@ use scene::{Powers, Scene};
 pub type Target = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Target); 3] =
-    [("registers", registers), ("memory", memory), ("sequences", sequences)];
+pub const TARGETS: [(&str, Target); 4] =
+    [("messages", messages), ("registers", registers), ("memory", memory), ("sequences", sequences)];
+
+/// A VMM that sends anything. The first byte says whether it begins with VERSION, as it should.
+pub fn messages(input: &[u8]) {
+    let Some((first, rest)) = input.split_first() else { return };
+    machine::with(|mock| messages::converse(mock, &mut Input::new(rest), first.is_multiple_of(2)));
+}
 
 /// A guest that reads and writes every region of the device, while queues of its own run.
 pub fn registers(input: &[u8]) {

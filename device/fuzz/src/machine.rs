@@ -37,7 +37,8 @@ struct Machine {
     /// One page of it is mapped read-only, those before and behind it not at all.
     canary: File,
     inputs: u32,
-    mappings: usize,
+    /// What the process had before.
+    before: (usize, usize),
 }
 
 /// Plays one input, which finds a device that was reset and started.
@@ -59,10 +60,10 @@ pub fn end() {
 
 impl Machine {
     fn new() -> Self {
-        let mappings = mappings();
+        let before = resources();
         let options = Options { engines: 2, poll: Duration::from_micros(100), ..Default::default() };
         let machine =
-            Machine { mock: Mock::with(options, 6), canary: memfd(CANARY_BYTES as u64), inputs: 0, mappings };
+            Machine { mock: Mock::with(options, 6), canary: memfd(CANARY_BYTES as u64), inputs: 0, before };
         machine.canary.write_all_at(&[CANARY; CANARY_BYTES], 0).expect("a memfd can be written");
         machine.map_canary();
         machine
@@ -105,10 +106,10 @@ impl Machine {
     }
 
     fn end(self) {
-        let before = self.mappings;
+        let before = self.before;
         drop(self);
         assert_eq!(threads(), Vec::<String>::new(), "threads of a device that has ended");
-        assert_eq!(mappings(), before, "mappings of a device that has ended");
+        assert_eq!(resources(), before, "mappings and descriptors of a device that has ended");
     }
 }
 
@@ -119,8 +120,14 @@ fn threads() -> Vec<String> {
     names.filter(|name| name.starts_with("engine-") || name.starts_with("control")).collect()
 }
 
-/// How many memfds are mapped.
-fn mappings() -> usize {
+/// How many memfds are mapped, and how many of these and of eventfds are open.
+fn resources() -> (usize, usize) {
     let maps = std::fs::read_to_string("/proc/self/maps").expect("procfs is mounted");
-    maps.lines().filter(|line| line.contains("/memfd:")).count()
+    let open = std::fs::read_dir("/proc/self/fd").expect("procfs is mounted");
+    let links = open.flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok());
+    let ours = |link: &std::path::Path| {
+        let link = link.to_string_lossy();
+        link.starts_with("/memfd:") || link.contains("[eventfd]")
+    };
+    (maps.lines().filter(|line| line.contains("/memfd:")).count(), links.filter(|link| ours(link)).count())
 }

@@ -21,6 +21,7 @@ use svmx_device::memory::DmaMap;
 use crate::entries;
 use crate::input::{Input, VA};
 use crate::machine::{EVERYTHING, READ_ONLY};
+use crate::messages;
 
 /// Acts of one input; what comes after is ignored.
 const MAX_ACTS: usize = 64;
@@ -86,7 +87,7 @@ impl<'m> Scene<'m> {
             Powers::Process => 6,
             Powers::Driver => 10,
             Powers::Registers => 13,
-            Powers::Host => 18,
+            Powers::Host => 19,
         };
         for _ in 0..MAX_ACTS {
             if input.is_over() {
@@ -110,7 +111,8 @@ impl<'m> Scene<'m> {
                 14 => self.unmap(input),
                 15 => self.reset(input),
                 16 => self.interrupts(input),
-                _ => self.restart(),
+                17 => self.restart(),
+                _ => messages::converse(self.mock, input, true),
             }
         }
     }

@@ -36,6 +36,7 @@ const UNMAP: u8 = 14;
 const RESET: u8 = 15;
 const INTERRUPTS: u8 = 16;
 const RESTART: u8 = 17;
+const CONVERSE: u8 = 18;
 
 /// An input under construction. The methods write what those of [`crate::input::Input`] read.
 #[derive(Clone, Default)]
@@ -104,6 +105,13 @@ pub fn all() -> Vec<Seed> {
     for (name, bytes) in driver() {
         add("memory", &format!("driver-{name}"), Bytes(vec![1]).put(&bytes.0));
     }
+    for (name, bytes) in messages() {
+        // Even: VERSION is sent first.
+        add("messages", name, Bytes(vec![0]).put(&bytes.0));
+        add("sequences", &format!("message-{name}"), Bytes(vec![CONVERSE]).put(&bytes.0));
+    }
+    add("messages", "version", Bytes(vec![1]).put(&[0, 1, 0, 0, 3]).put(b"{}\0"));
+    add("messages", "early", Bytes(vec![1]).put(&[0, 4, 0, 0]));
     for (name, bytes) in registers() {
         add("registers", name, bytes);
     }
@@ -150,6 +158,45 @@ fn driver() -> Vec<(String, Bytes)> {
     let scribbled = Bytes::default().put(&[SCRIBBLE_ANYWHERE, 0, 2]).any(0x1111_2222_3333_4444);
     seeds.push(("scribble".to_owned(), scribbled.scalar(Opcode::FETCH_ADD, 0).rest()));
     seeds
+}
+
+/// Each is one message or a few: how it is sent, its command, its payload's fields.
+fn messages() -> Vec<(&'static str, Bytes)> {
+    let say = |bytes: &[u8]| Bytes::default().put(bytes);
+    const ONE_FD: u8 = 2 << 6;
+    const MANY_FDS: u8 = 3 << 6;
+    vec![
+        ("version-again", say(&[0, 1, 0, 0, 3]).put(b"{}\0")),
+        ("map", say(&[ONE_FD, 2, 0, 3, 0, 0, 16])),
+        ("map-without-memory", say(&[0, 2, 0, 3, 0, 0, 16])),
+        ("map-short-file", say(&[ONE_FD, 2, 0, 3, 1, 0, 16])),
+        ("map-wraps", say(&[ONE_FD, 2, 0, 3, 0, 255]).any(!0xfff).put(&[2])),
+        ("map-twice", say(&[ONE_FD, 2, 0, 1, 0, 0, 4, ONE_FD, 2, 0, 1, 0, 2, 4])),
+        ("unmap", say(&[ONE_FD, 2, 0, 3, 0, 0, 4, 0, 3, 0, 0, 0, 4])),
+        ("unmap-part", say(&[ONE_FD, 2, 0, 3, 0, 0, 4, 0, 3, 0, 0, 0, 2])),
+        ("unmap-all", say(&[ONE_FD, 2, 0, 3, 0, 0, 4, 0, 3, 0, 2, 0, 0])),
+        ("device-info", say(&[0, 4, 0, 0])),
+        ("region-info", say(&[0, 5, 0, 2])),
+        ("region-info-short", say(&[0, 5, 32, 2])),
+        ("region-io-fds", say(&[0, 6, 0, 0])),
+        ("irq-info", say(&[0, 7, 0, 2])),
+        ("irqs-off", say(&[0, 8, 0x21, 2, 0, 0, 0])),
+        ("irqs-one", say(&[ONE_FD, 8, 0x24, 2, 1, 1, 0])),
+        ("irqs-all", say(&[MANY_FDS, 16, 8, 0x24, 2, 0, 16, 0])),
+        ("irqs-bool", say(&[0, 8, 0x22, 2, 0, 2, 2, 1, 0])),
+        ("too-many-fds", say(&[MANY_FDS, 19, 2, 0, 3, 0, 0, 4])),
+        ("read", say(&[0, 9, 0]).small(0).put(&[4])),
+        ("read-outside", say(&[0, 9, 0]).any(u64::MAX).put(&[4])),
+        ("write", say(&[0, 10, 4, 0, 0, 0, 0, 0]).small(16)),
+        ("reset", say(&[0, 13])),
+        ("to-the-client", say(&[0, 11, 2, 0, 0, 0, 12, 0])),
+        ("unknown", say(&[0, 20, 0])),
+        ("no-reply", say(&[0x20, 4, 0x10, 0, 0, 0x20, 13, 0x10])),
+        ("stray-reply", say(&[0x20, 4, 1, 0, 0])),
+        ("split", say(&[8, 4, 0, 0, 5])),
+        ("wrong-size", say(&[0x10, 4, 0, 0, 0xff])),
+        ("unframed", say(&[7, 16, 0, 0, 4, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0])),
+    ]
 }
 
 fn registers() -> Vec<(&'static str, Bytes)> {
