@@ -11,6 +11,8 @@
 
 #[path = "../../src/invalidate.rs"]
 pub mod invalidate;
+#[path = "../../src/ownership.rs"]
+pub mod ownership;
 #[path = "../../src/sleep.rs"]
 pub mod sleep;
 pub mod sync;

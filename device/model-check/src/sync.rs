@@ -25,6 +25,8 @@ pub enum Weakness {
     RelaxedStores,
     /// Its loads are relaxed.
     RelaxedLoads,
+    /// Its compare-and-swaps are relaxed.
+    RelaxedExchanges,
 }
 
 loom::thread_local! {
@@ -68,6 +70,19 @@ macro_rules! atomic {
                     let weak = weak(Weakness::RelaxedStores);
                     self.0.store(value, if weak { Ordering::Relaxed } else { ordering });
                 }
+            }
+            /// Exchanges it if it is as expected.
+            pub fn compare_exchange(
+                &self,
+                expected: $value,
+                value: $value,
+                success: Ordering,
+                failure: Ordering,
+            ) -> Result<$value, $value> {
+                let weak = weak(Weakness::RelaxedExchanges);
+                let (success, failure) =
+                    if weak { (Ordering::Relaxed, Ordering::Relaxed) } else { (success, failure) };
+                self.0.compare_exchange(expected, value, success, failure)
             }
             /// Adds to it.
             pub fn fetch_add(&self, value: $value, ordering: Ordering) -> $value {

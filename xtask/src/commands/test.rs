@@ -69,7 +69,7 @@ const CHECKS: [Check; 9] = [
     },
     Check {
         name: "model-check",
-        shows: "invalidation and sleeping in every interleaving, and that no fence could be left out",
+        shows: "invalidation, ownership and sleeping in every interleaving, and that no fence could be left out",
         arguments: &["test", "--package", "svmx-model-check"],
         needs: None,
     },

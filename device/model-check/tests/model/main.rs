@@ -4,6 +4,7 @@
 //! it stand programs that lack one fence or ordering and must go wrong, which proves that the check sees it.
 
 mod invalidate;
+mod ownership;
 mod sleep;
 
 use std::panic::{UnwindSafe, catch_unwind};
