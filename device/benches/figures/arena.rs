@@ -101,16 +101,14 @@ impl Arena {
         frame
     }
 
-    /// CPU time of the engines.
+    /// CPU time of the engines together.
     pub(crate) fn engine_time(&self) -> Duration {
-        self.engines.iter().map(|&engine| cpu::thread_time(engine)).sum()
+        self.engine_times().iter().sum()
     }
 
-    /// CPU time of the engine that worked the longest since.
-    pub(crate) fn longest_since(&self, before: &[Duration]) -> Duration {
-        let since =
-            self.engines.iter().zip(before).map(|(&engine, before)| cpu::thread_time(engine) - *before);
-        since.max().unwrap_or_default()
+    /// CPU time of each engine.
+    pub(crate) fn engine_times(&self) -> Vec<Duration> {
+        self.engines.iter().map(|&engine| cpu::thread_time(engine)).collect()
     }
 }
 
