@@ -8,7 +8,7 @@ use crate::options::RunOptions;
 use crate::progress::Progress;
 use crate::report::Row;
 use crate::scenario::Scenario;
-use crate::vm::{Machine, Plan, Verdict};
+use crate::vm::{Instruments, Machine, Plan, Verdict};
 use anyhow::Result;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
@@ -24,15 +24,20 @@ pub(crate) fn check(options: &RunOptions, scenarios: &[&'static Scenario]) -> Re
     Ok(())
 }
 
+/// How much longer a scenario may take while its devices misbehave.
+const CHAOS_SLOWDOWN: u32 = 3;
+
 /// What `options` make of a row.
 pub(crate) fn plan(options: &RunOptions, scenario: &'static Scenario) -> Plan {
     let flavour: Flavour = options.vm.flavour;
-    let own = u64::from(scenario.timeout * flavour.slowdown());
+    let chaos = if options.vm.chaos.is_some() { CHAOS_SLOWDOWN } else { 1 };
+    let own = u64::from(scenario.timeout * flavour.slowdown() * chaos);
     Plan {
         scenario,
         devices: options.vm.devices.unwrap_or(scenario.devices),
         engines: options.vm.engines,
         rmw_delay: options.vm.rmw_delay,
+        instruments: Instruments::new(&options.vm),
         // A hasher of the standard library is seeded at random.
         seed: options.seed.unwrap_or_else(|| RandomState::new().hash_one(scenario.name) >> 1),
         timeout: Some(Duration::from_secs(options.timeout.unwrap_or(own))),
@@ -63,18 +68,21 @@ pub(crate) async fn run(
     }
     let mut rows = Vec::new();
     for scenario in scenarios {
-        rows.push(one(&machine, options, scenario, progress).await);
+        match one(&machine, options, scenario, progress).await {
+            Ok(row) => rows.push(row),
+            Err(refused) => return (rows, Err(refused)),
+        }
     }
     (rows, Ok(()))
 }
 
-/// Runs one scenario and says how it ended. One that can't even begin has failed.
+/// Runs one scenario and says how it ended. One that can't even begin has failed, unless that was asked for.
 async fn one(
     machine: &Machine,
     options: &RunOptions,
     scenario: &'static Scenario,
     progress: &Progress,
-) -> Row {
+) -> Result<Row> {
     let plan = plan(options, scenario);
     let step = progress.quiet_step(scenario.name);
     progress.detail(format!("{}: seed {}", scenario.name, plan.seed));
@@ -82,10 +90,11 @@ async fn one(
     drop(step);
     let outcome = match outcome {
         Ok(outcome) => outcome,
+        Err(error) if failure::is_bad_request(&error) => return Err(error),
         Err(error) => {
             let row = Row::failed(scenario.name);
             println!("{}", row.line(&format!("{error:#}")));
-            return row;
+            return Ok(row);
         }
     };
     let row = Row {
@@ -102,5 +111,5 @@ async fn one(
         println!("  seed {}\n{}", plan.seed, outcome.log_tails());
     }
     progress.detail(format!("logs: {}", outcome.dir.display()));
-    row
+    Ok(row)
 }

@@ -36,9 +36,28 @@ pub(crate) struct VmOptions {
     /// The device waits this long between the read and the write of an atomic [default: the scenario's own]
     #[arg(long, value_name = "NS", value_parser = clap::value_parser!(u64).range(0..=1_000_000_000))]
     pub(crate) rmw_delay: Option<u64>,
+    /// Whether the devices report who else stores to pages that they hold exclusively, which fails the scenario
+    #[arg(long, value_enum, value_name = "WHETHER", num_args = 0..=1, require_equals = true,
+          default_value_t, default_missing_value = "on")]
+    pub(crate) check_exclusive: Switch,
+    /// Lets the devices misbehave as far as the specification allows: light, all, or a list of faults such as
+    /// irq-delay=100us:0.3,tlb-evict=0.01; --seed decides when
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) chaos: Option<String>,
+    /// Lets each device write what it does to a file in this folder, for ui.perfetto.dev
+    #[arg(long, value_name = "DIR")]
+    pub(crate) trace: Option<PathBuf>,
     /// Says more: the guest's whole boot, the device's requests, what is cached
     #[arg(short, long)]
     pub(crate) verbose: bool,
+}
+
+/// Something that is on unless it is switched off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Switch {
+    #[default]
+    On,
+    Off,
 }
 
 /// Options of commands that judge what the guest did.
@@ -49,7 +68,7 @@ pub(crate) struct RunOptions {
     /// Ends a scenario that has no verdict by then [default: the scenario's own limit]
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub(crate) timeout: Option<u64>,
-    /// Seeds what is random in the guest [default: a new one each time]
+    /// Seeds what is random in the guest, and chaos in the devices [default: a new one each time]
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
     /// Writes the results to this file

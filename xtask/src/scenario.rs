@@ -14,6 +14,10 @@ pub(crate) struct Scenario {
     pub(crate) engines: u16,
     /// Nanoseconds between the read and the write of an atomic, unless `--rmw-delay` says otherwise.
     pub(crate) rmw_delay: Option<u64>,
+    /// How the devices misbehave, besides what `--chaos` says.
+    pub(crate) chaos: Option<&'static str>,
+    /// Whether somebody else stores to pages that the device holds: the exclusivity checker must find it.
+    pub(crate) meddles: bool,
     /// Parameters of the driver.
     pub(crate) module: &'static str,
     /// Seconds that a workload without an end of its own works.
@@ -36,6 +40,8 @@ const ROW: Scenario = Scenario {
     // Two, also on a small host: what engines do to each other is to be seen.
     engines: 2,
     rmw_delay: None,
+    chaos: None,
+    meddles: false,
     module: "",
     duration: None,
     kills_devices: false,
@@ -63,6 +69,7 @@ pub(crate) const SCENARIOS: [Scenario; 14] = [
         name: "counter-unprotected",
         shows: "the same without exclusive access: updates are lost",
         module: "unsafe_map_without_exclusive_access=1",
+        meddles: true,
         // Without it a run may lose only a few, and by chance none.
         rmw_delay: Some(500),
         ..ROW
@@ -122,6 +129,14 @@ pub(crate) const SCENARIOS: [Scenario; 14] = [
         stops_devices: true,
         device_timeout: 5,
         timeout: 300,
+        ..ROW
+    },
+    Scenario {
+        name: "device-silent",
+        shows: "the device answers no more while it works and holds pages: declared dead, the memory stays usable",
+        // Enough for the driver's start and some rounds.
+        chaos: Some("silent-after=400"),
+        kills_devices: true,
         ..ROW
     },
     Scenario {

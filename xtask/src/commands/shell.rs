@@ -7,7 +7,7 @@ use crate::options::VmOptions;
 use crate::prepare;
 use crate::progress::Progress;
 use crate::scenario;
-use crate::vm::{Plan, Verdict};
+use crate::vm::{Instruments, Plan, Verdict};
 use anyhow::Result;
 
 /// Boots and hands over the console.
@@ -20,6 +20,7 @@ pub(crate) async fn run(options: VmOptions) -> Result<()> {
         devices: options.devices.unwrap_or(scenario::SHELL.devices),
         engines: options.engines,
         rmw_delay: options.rmw_delay,
+        instruments: Instruments::new(&options),
         seed: 0,
         timeout: None,
     };

@@ -48,7 +48,7 @@ enum Need {
     Cxx,
 }
 
-const CHECKS: [Check; 9] = [
+const CHECKS: [Check; 10] = [
     Check {
         name: "fmt",
         shows: "the sources are formatted",
@@ -65,6 +65,22 @@ const CHECKS: [Check; 9] = [
         name: "device",
         shows: "the device against models, a mock driver and a real socket",
         arguments: &["test", "--package", "svmx-device", "--package", "svmx-measure"],
+        needs: None,
+    },
+    Check {
+        name: "device-watched",
+        shows: "the model again, with light chaos and the exclusivity checker, which is silent",
+        arguments: &[
+            "test",
+            "--package",
+            "svmx-device",
+            "--test",
+            "model",
+            "--config",
+            "env.SVMX_CHECK_EXCLUSIVE='1'",
+            "--config",
+            "env.SVMX_CHAOS='light'",
+        ],
         needs: None,
     },
     Check {

@@ -2,9 +2,11 @@
 
 //! The device processes of a run: started before QEMU, watched, and expected to end well.
 
+use crate::failure::bad_request;
 use crate::process::{self, Running};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::future::poll_fn;
 use std::path::{Path, PathBuf};
@@ -42,7 +44,7 @@ impl Device {
     pub(crate) async fn start(
         binary: &Path,
         index: usize,
-        options: &[String],
+        options: &[OsString],
         sockets: &Path,
         run_dir: &Path,
     ) -> Result<Self> {
@@ -63,7 +65,12 @@ impl Device {
         while !self.says_so() {
             tokio::select! {
                 status = self.running.wait() => {
-                    bail!("ended before it listened: {}\n{}", process::describe(status?), process::tail(&self.log, 10))
+                    let status = status?;
+                    if status.code() == Some(2) {
+                        // It says in a line what is wrong with its arguments, which are the user's.
+                        return Err(bad_request(process::tail(&self.log, 1).trim()));
+                    }
+                    bail!("ended before it listened: {}\n{}", process::describe(status), process::tail(&self.log, 10))
                 }
                 () = tokio::time::sleep_until(deadline) => {
                     bail!("does not listen on its socket\n{}", process::tail(&self.log, 10))

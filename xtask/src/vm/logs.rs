@@ -11,6 +11,8 @@ pub(super) struct Logs<'a> {
     pub(super) devices: usize,
     /// Whether devices are meant to die.
     pub(super) deaths: bool,
+    /// Set if somebody stores to pages that devices hold: whether they watch those.
+    pub(super) meddling: Option<bool>,
 }
 
 impl Logs<'_> {
@@ -26,12 +28,18 @@ impl Logs<'_> {
         for index in 0..self.devices {
             match self.read(&format!("device-{index}.log")) {
                 Err(problem) => problems.push(problem),
-                Ok(log) => {
-                    problems.extend(unclean(&format!("the log of device {index}"), &device_complaints(&log)))
-                }
+                Ok(log) => problems.extend(self.device_problems(index, &log)),
             }
         }
         problems
+    }
+
+    fn device_problems(&self, index: usize, log: &str) -> Vec<String> {
+        let meddling = self.meddling.is_some();
+        let found = unclean(&format!("the log of device {index}"), &device_complaints(log, meddling));
+        let missed = self.meddling == Some(true) && !log.contains(MEDDLED);
+        let missed = missed.then(|| format!("device {index} did not see that others store to its pages"));
+        found.into_iter().chain(missed).collect()
     }
 
     fn read(&self, name: &str) -> Result<String, String> {
@@ -87,6 +95,9 @@ const BAD: [&str; 34] = [
 /// What a device may warn about: every user process can break its own queue, as often as it likes.
 const USERS_OWN: [&str; 2] = ["bad doorbell; ignored from now on", "more lines like these were dropped"];
 
+/// How a device's exclusivity checker begins when it has found something.
+const MEDDLED: &str = "ERROR svmx_device::check: exclusivity:";
+
 /// The lines of a kernel's log that mean that something went wrong.
 fn complaints(log: &str, deaths: bool) -> Vec<&str> {
     log.lines().map(str::trim_end).filter(|line| is_bad(line, deaths)).collect()
@@ -101,10 +112,12 @@ fn is_bad(line: &str, deaths: bool) -> bool {
 }
 
 /// The lines of a device's log that mean that the driver, the VMM or the device did something wrong.
-fn device_complaints(log: &str) -> Vec<&str> {
+fn device_complaints(log: &str, meddling: bool) -> Vec<&str> {
     let is_bad = |line: &&str| {
         let level = line.split_whitespace().nth(1);
-        (matches!(level, Some("WARN" | "ERROR")) || line.contains("panicked at"))
+        let expected = meddling && line.contains(MEDDLED);
+        !expected
+            && (matches!(level, Some("WARN" | "ERROR")) || line.contains("panicked at"))
             && !USERS_OWN.iter().any(|own| line.contains(own))
     };
     log.lines().map(str::trim_end).filter(is_bad).collect()
@@ -159,21 +172,33 @@ mod tests {
         let log = "2026-01-02T03:04:05.6Z  INFO svmx_device: listening on /x/WARN/device-0.sock\n\
                    2026-01-02T03:04:05.6Z  WARN svmx_device::engine: queue 511: bad doorbell; ignored from now on\n\
                    2026-01-02T03:04:05.6Z  WARN svmx_device::engine: 3 more lines like these were dropped\n";
-        assert!(device_complaints(log).is_empty());
+        assert!(device_complaints(log, false).is_empty());
         for line in [
             "2026-01-02T03:04:05.6Z  WARN svmx_device::control: the driver broke a rule: BadRing; stopped until reset",
             "2026-01-02T03:04:05.6Z  WARN svmx_device::control: control entry 0x3 refused: Some(\"BAD_ID\")",
             "2026-01-02T03:04:05.6Z ERROR svmx_device::device: a thread of the device panicked",
             "thread 'engine' panicked at device/src/engine.rs:1:1:",
         ] {
-            assert_eq!(device_complaints(line), [line]);
+            assert_eq!(device_complaints(line, true), [line]);
         }
+    }
+
+    #[test]
+    fn meddling_is_seen_exactly_where_it_happens() {
+        let log = "2026-01-02T03:04:05.6Z ERROR svmx_device::check: exclusivity: ASID 1, address 0x7000: expected 0x1\n    \
+                   0.000000001 s  engine 0: stored 0x1 at offset 0x0\n";
+        let problems = |meddling, log| {
+            let logs = Logs { dir: Path::new("/"), devices: 1, deaths: false, meddling };
+            logs.device_problems(0, log).len()
+        };
+        assert_eq!([None, Some(true), Some(false)].map(|meddling| problems(meddling, log)), [1, 0, 0]);
+        assert_eq!([None, Some(true), Some(false)].map(|meddling| problems(meddling, "")), [0, 1, 0]);
     }
 
     #[test]
     fn a_log_that_is_missing_or_empty_is_a_problem() {
         let dir = tempfile::tempdir().unwrap();
-        let logs = Logs { dir: dir.path(), devices: 1, deaths: false };
+        let logs = Logs { dir: dir.path(), devices: 1, deaths: false, meddling: None };
         assert_eq!(logs.problems().len(), 2);
         for name in ["console.log", "device-0.log"] {
             fs::write(dir.path().join(name), "").unwrap();

@@ -18,7 +18,9 @@ pub(crate) use qemu::Qemu;
 pub(crate) use verdict::Verdict;
 
 use crate::artifacts::initramfs::{self, Origins};
+use crate::failure::bad_request;
 use crate::kernel::{Flavour, Kernel};
+use crate::options::{Switch, VmOptions};
 use crate::process::{self, Running};
 use crate::progress::Progress;
 use crate::scenario::Scenario;
@@ -26,6 +28,8 @@ use anyhow::{Context, Result};
 use device::Device;
 use logs::Logs;
 use serde_json::{Map, Value};
+use std::ffi::OsString;
+use std::fs;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -54,9 +58,20 @@ pub(crate) struct Plan {
     pub(crate) engines: Option<u16>,
     /// Instead of the scenario's own.
     pub(crate) rmw_delay: Option<u64>,
+    pub(crate) instruments: Instruments,
     pub(crate) seed: u64,
     /// `None`: no limit, somebody sits at the console.
     pub(crate) timeout: Option<Duration>,
+}
+
+/// Who watches or disturbs the devices.
+#[derive(Clone, Debug)]
+pub(crate) struct Instruments {
+    pub(crate) check_exclusive: bool,
+    /// Besides the scenario's own.
+    pub(crate) chaos: Option<String>,
+    /// The folder.
+    pub(crate) trace: Option<PathBuf>,
 }
 
 /// How a run ended.
@@ -94,13 +109,9 @@ impl Machine {
         initramfs::write(&self.origins, &initramfs)?;
         let mut devices = Vec::new();
         for index in 0..plan.devices as usize {
-            let engines = plan.engines.unwrap_or(plan.scenario.engines);
-            let mut options = vec!["--engines".to_owned(), engines.to_string()];
-            if let Some(delay) = plan.rmw_delay.or(plan.scenario.rmw_delay) {
-                options.extend(["--rmw-delay".to_owned(), delay.to_string()]);
-            }
+            let mut options = plan.device_options(index)?;
             if self.verbose {
-                options.push("-v".to_owned());
+                options.push("-v".into());
             }
             devices.push(Device::start(&self.device, index, &options, sockets.path(), &dir).await?);
         }
@@ -138,7 +149,12 @@ impl Machine {
         }
         logs.finish().await;
 
-        let logs = Logs { dir: &dir, devices: devices.len(), deaths: plan.scenario.kills_devices };
+        let logs = Logs {
+            dir: &dir,
+            devices: devices.len(),
+            deaths: plan.scenario.kills_devices,
+            meddling: plan.scenario.meddles.then_some(plan.instruments.check_exclusive),
+        };
         problems.extend(logs.problems());
         let verdict = match seen.verdict {
             Some(verdict) if problems.is_empty() => verdict,
@@ -178,6 +194,49 @@ impl Machine {
             line.push_str(&format!(" svmx_init.duration={duration}"));
         }
         line
+    }
+}
+
+impl Plan {
+    /// How a device misbehaves, in its own words.
+    fn chaos(&self) -> Option<String> {
+        let lists: Vec<&str> =
+            self.instruments.chaos.as_deref().into_iter().chain(self.scenario.chaos).collect();
+        (!lists.is_empty()).then(|| lists.join(","))
+    }
+
+    /// What device number `index` is started with. A trace's folder is made.
+    fn device_options(&self, index: usize) -> Result<Vec<OsString>> {
+        let engines = self.engines.unwrap_or(self.scenario.engines);
+        let mut options = vec!["--engines".into(), engines.to_string().into()];
+        if let Some(delay) = self.rmw_delay.or(self.scenario.rmw_delay) {
+            options.extend(["--rmw-delay".into(), delay.to_string().into()]);
+        }
+        if self.instruments.check_exclusive {
+            options.push("--check-exclusive".into());
+        }
+        if let Some(chaos) = self.chaos() {
+            // Devices of a machine don't misbehave in step.
+            let seed = self.seed.wrapping_add(index as u64);
+            options.extend(["--chaos".into(), chaos.into(), "--seed".into(), seed.to_string().into()]);
+        }
+        if let Some(folder) = &self.instruments.trace {
+            let refused = |error| bad_request(format!("--trace {}: {error}", folder.display()));
+            fs::create_dir_all(folder).map_err(refused)?;
+            let file = folder.join(format!("{}-device-{index}.json", self.scenario.name));
+            options.extend(["--trace".into(), file.into()]);
+        }
+        Ok(options)
+    }
+}
+
+impl Instruments {
+    pub(crate) fn new(options: &VmOptions) -> Self {
+        Instruments {
+            check_exclusive: options.check_exclusive == Switch::On,
+            chaos: options.chaos.clone(),
+            trace: options.trace.clone(),
+        }
     }
 }
 

@@ -95,6 +95,8 @@ pub(super) fn record(outcome: &Outcome, plan: &Plan) -> Result<()> {
         "problems": outcome.problems,
         "seed": plan.seed,
         "devices": plan.devices,
+        "check_exclusive": plan.instruments.check_exclusive,
+        "chaos": plan.chaos(),
         "duration_s": outcome.duration.as_secs_f64(),
         "metrics": outcome.metrics,
     });

@@ -8,6 +8,7 @@ mod atomics;
 mod contest;
 mod counter;
 mod device_dies;
+mod device_silent;
 mod device_stops;
 mod discard;
 mod exit_while_busy;

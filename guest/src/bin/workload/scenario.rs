@@ -4,8 +4,8 @@
 
 use crate::link;
 use crate::{
-    atomics, counter, device_dies, device_stops, discard, exit_while_busy, garbage, litmus, reload,
-    two_devices, two_processes,
+    atomics, counter, device_dies, device_silent, device_stops, discard, exit_while_busy, garbage, litmus,
+    reload, two_devices, two_processes,
 };
 use anyhow::Result;
 use std::process::ExitCode;
@@ -147,6 +147,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "device-given-up",
         shows: "when the VMM gives up a device that is stopped waits end with ENODEV and the memory stays",
         run: device_dies::given_up,
+    },
+    Scenario {
+        name: "device-silent",
+        shows: "when the device stops answering it is declared dead, waits end with ENODEV and the memory stays",
+        run: device_silent::run,
     },
 ];
 
