@@ -160,7 +160,7 @@ impl Checker {
 
     fn event(&self, thread: Thread, what: What, offset: u64, value: u128) -> Event {
         let time = self.began.elapsed().as_nanos() as u64;
-        Event { time, thread, what, offset: offset as u16, value: value as u64 }
+        Event { time, thread, what, offset: offset as u16, value: value as u64, times: 1 }
     }
 
     /// A thread may use a translation that is *atomic* from now on.

@@ -28,6 +28,8 @@ pub(super) const SLOTS: usize = 1 << 14;
 const PLACES: usize = 1 << 20;
 /// Events that a page remembers.
 const EVENTS: usize = 16;
+/// Bits of an event that say where, who and what; above them is how often.
+const TIMES_SHIFT: u32 = 34;
 const WORDS: usize = PAGE_SIZE as usize / 8;
 /// Bits of a place that hold a slot's number plus one; the frame's number is above them.
 const SLOT_BITS: u32 = 24;
@@ -55,6 +57,8 @@ pub(super) struct Event {
     pub(super) what: What,
     pub(super) offset: u16,
     pub(super) value: u64,
+    /// Events like this one that it stands for, itself included.
+    pub(super) times: u32,
 }
 
 /// One page's. All zero: of no page.
@@ -198,14 +202,21 @@ impl Shadow {
         })
     }
 
-    /// Remembers an event, instead of the oldest.
+    /// Remembers an event, instead of the oldest. One that differs from the last only in time and value takes its
+    /// place, or a bulk command on one word would leave nothing else.
     #[inline]
     pub(super) fn record(&self, event: Event) {
-        let Event { time, thread, what, offset, value } = event;
+        let Event { time, thread, what, offset, value, times } = event;
+        let kind = u64::from(offset) | u64::from(thread.number()) << 16 | (what as u64) << (TIMES_SHIFT - 2);
         let number = self.recorded.load(Ordering::Relaxed);
-        self.recorded.store(number.wrapping_add(1), Ordering::Relaxed);
-        let packed = u64::from(offset) | u64::from(thread.number()) << 16 | (what as u64) << 32;
-        let cell = &self.events[number as usize % EVENTS];
+        let last = &self.events[number.wrapping_sub(1) as usize % EVENTS];
+        let packed = last[1].load(Ordering::Relaxed);
+        let (cell, packed) = if number > 0 && packed & ((1 << TIMES_SHIFT) - 1) == kind {
+            (last, packed.saturating_add(1 << TIMES_SHIFT))
+        } else {
+            self.recorded.store(number.wrapping_add(1), Ordering::Relaxed);
+            (&self.events[number as usize % EVENTS], kind | u64::from(times) << TIMES_SHIFT)
+        };
         for (word, value) in cell.iter().zip([time, packed, value]) {
             word.store(value, Ordering::Relaxed);
         }
@@ -220,7 +231,7 @@ impl Shadow {
             let what = [What::Translated, What::Stored, What::Invalidated, What::Synced]
                 [(packed >> 32) as usize % 4];
             let thread = Thread::from_number((packed >> 16) as u16);
-            Event { time, thread, what, offset: packed as u16, value }
+            Event { time, thread, what, offset: packed as u16, value, times: (packed >> TIMES_SHIFT) as u32 }
         };
         (end.saturating_sub(EVENTS as u32)..end).map(event).collect()
     }
@@ -234,7 +245,7 @@ fn bits(offset: u64, bytes: u64) -> (u64, u64) {
 
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Event { time, thread, what, offset, value } = self;
+        let Event { time, thread, what, offset, value, times } = self;
         let (seconds, rest) = (time / 1_000_000_000, time % 1_000_000_000);
         write!(f, "{seconds}.{rest:09} s  {thread}: ")?;
         match what {
@@ -242,7 +253,8 @@ impl fmt::Display for Event {
             What::Stored => write!(f, "stored {value:#x} at offset {offset:#x}"),
             What::Invalidated => write!(f, "invalidates a translation in ASID {value}"),
             What::Synced => write!(f, "SYNC: nobody uses it any more"),
-        }
+        }?;
+        if *times > 1 { write!(f, ", the last of {times} times") } else { Ok(()) }
     }
 }
 
@@ -311,10 +323,18 @@ mod tests {
     fn the_last_events_are_kept() {
         let shadows = Shadows::new(SLOTS);
         let shadow = &shadows.slots[0];
-        let event = |time| Event { time, thread: Thread::Engine(3), what: What::Stored, offset: 8, value: 1 };
-        (0..20).for_each(|time| shadow.record(event(time)));
-        assert_eq!(shadow.events(), (4..20).map(event).collect::<Vec<_>>());
-        assert_eq!(event(5).to_string(), "0.000000005 s  engine 3: stored 0x1 at offset 0x8");
+        let thread = Thread::Engine(3);
+        let stored = |time, offset| Event { time, thread, what: What::Stored, offset, value: 1, times: 1 };
+        (0..20).for_each(|time| shadow.record(stored(time, 8 * time as u16)));
+        assert_eq!(shadow.events(), (4..20).map(|time| stored(time, 8 * time as u16)).collect::<Vec<_>>());
+        assert_eq!(stored(5, 8).to_string(), "0.000000005 s  engine 3: stored 0x1 at offset 0x8");
+        (20..30).for_each(|time| shadow.record(stored(time, 0)));
+        let events = shadow.events();
+        assert_eq!(
+            (events.len(), events[14].time, events[15]),
+            (16, 19, Event { times: 10, ..stored(29, 0) })
+        );
+        assert!(events[15].to_string().ends_with(", the last of 10 times"));
         assert_eq!(Thread::from_number(Thread::Control.number()), Thread::Control);
     }
 }
