@@ -52,7 +52,7 @@ const ROW: Scenario = Scenario {
 };
 
 /// All scenarios, in the order in which they run.
-pub(crate) const SCENARIOS: [Scenario; 14] = [
+pub(crate) const SCENARIOS: [Scenario; 15] = [
     Scenario {
         name: "counter",
         shows: "CPU threads and the device on the same counters: the sum is exact",
