@@ -4,6 +4,7 @@
 
 mod ahead;
 mod commands;
+mod fairness;
 mod faults;
 mod forms;
 mod hostile;
