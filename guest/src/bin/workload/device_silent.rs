@@ -9,7 +9,7 @@ use crate::scenario::{Run, Shown, step};
 use anyhow::{Result, bail, ensure};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
-use svmx::{Command, Device, Error, QueueSize, SharedSlice};
+use svmx::{Device, Error, QueueSize, SharedSlice};
 
 const PAGES: usize = 16;
 const PER_PAGE: usize = 512;
@@ -23,7 +23,7 @@ pub(crate) fn run(run: &Run) -> Result<Shown> {
     let device = Device::open_nth(0)?;
     let memory = SharedSlice::<u64>::zeroed(PAGES * PER_PAGE)?;
     let mut queue = device.create_queue(QueueSize::default())?;
-    let every_page = Command::fetch_add_strided(&memory, BY_DEVICE, PER_PAGE as i32, PAGES as u32, 1)?;
+    let every_page = memory.strided(BY_DEVICE, PER_PAGE as i32, PAGES as u32)?.fetch_add(1);
     let (begun, mut rounds, mut touches, mut longest) = (Instant::now(), 0, 0, Duration::ZERO);
     step("working until the device is silent");
     'lost: loop {
