@@ -6,15 +6,18 @@ use anyhow::{Result, ensure};
 use svmx_abi::control::{Cancel, Replay, TlbInvalidate};
 use svmx_abi::fault::{AccessKind, FaultRecord};
 use svmx_abi::pci::{PAGE_SIZE, page_base};
-use svmx_abi::pte::{Access, Pte};
+use svmx_abi::pte::{self, Pte};
 use svmx_abi::queue::{Opcode, WAIT_FOREVER};
 use svmx_abi::status::Status;
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::program::{Answer, Window};
-use crate::reference::{Backing, Run, Verdict};
-use crate::world::{Cancelled, HUGE_SIZE, World};
+use crate::reference::{Access, Backing, Form, Run, Verdict};
+use crate::world::{Cancelled, HUGE_SIZE, Queue, World};
+
+/// Elements of a command whose needs are looked at one by one.
+const NEEDS: u32 = 2000;
 
 impl World<'_> {
     /// Takes the next record, if there is one, and checks what can be known about it. Those of pages that
@@ -37,14 +40,14 @@ impl World<'_> {
         ensure!(record.asid == queue.space.asid, "another ASID: {record:x?}");
         ensure!(record.reserved == [0; 4], "reserved words: {record:x?}");
         if record.head.is_look_ahead() {
-            let fault = queue.last_fault.filter(|fault| fault.fault_id == record.fault_id);
-            ensure!(fault.is_some_and(|fault| fault.tag == record.tag), "ahead of no fault: {record:x?}");
-            queue.ahead += record.pages;
-            ensure!(record.pages > 0 && queue.ahead <= lookahead, "more than LOOKAHEAD: {record:x?}");
-            return Ok(());
+            return check_hint(queue, lookahead, record);
         }
         ensure!(queue.fault_ids.insert(record.fault_id), "a name that was used before: {record:x?}");
         ensure!(record.pages == 1, "pages of a fault: {record:x?}");
+        if queue.last_fault.is_none_or(|last| last.tag != record.tag) {
+            queue.reported.clear();
+        }
+        queue.reported.insert((page_base(record.va), record.head.access().0));
         (queue.last_fault, queue.ahead) = (Some(*record), 0);
         let command = queue.pending.iter_mut().find(|command| command.sqe.tag == record.tag);
         let Some(command) = command else { anyhow::bail!("a fault of no pending command: {record:x?}") };
@@ -136,14 +139,14 @@ impl World<'_> {
     /// Puts a page's entry in the page table, with all that the page can be.
     pub(crate) fn grant(&mut self, at: usize, va: u64) {
         let va = granule(va);
-        let queue = &mut self.queues[at];
-        let page = queue.memory.page(va);
+        let page = self.queues[at].memory.page(va);
         let huge = Window::Huge.contains(va);
         let pte =
             if huge { Pte::huge_leaf(page.frame, page.access) } else { Pte::leaf(page.frame, page.access) };
-        let entry = self.mock.ram64(self.mock.pte_at(queue.space, va, u32::from(huge)));
-        let old = Pte(entry.swap(pte.0, Ordering::AcqRel));
+        let old = Pte(self.entry(at, va).swap(pte.0, Ordering::AcqRel));
+        let queue = &mut self.queues[at];
         queue.granted.entry(va).or_insert(self.now);
+        queue.reported.retain(|(reported, _)| granule(*reported) != va);
         if old.valid() && old != pte {
             self.invalidate(at, va);
         }
@@ -154,12 +157,21 @@ impl World<'_> {
         self.change(at, va, Pte::NONE);
     }
 
+    /// Whether a page has an entry, of whatever kind.
+    pub(crate) fn is_mapped(&self, at: usize, va: u64) -> bool {
+        self.entry(at, granule(va)).load(Ordering::Relaxed) != 0
+    }
+
+    /// The entry of a page, of a 2 MiB page too.
+    fn entry(&self, at: usize, va: u64) -> &AtomicU64 {
+        let level = u32::from(Window::Huge.contains(va));
+        self.mock.ram64(self.mock.pte_at(self.queues[at].space, va, level))
+    }
+
     /// Replaces a page's entry by a lesser one and has it invalidated.
     pub(crate) fn change(&mut self, at: usize, va: u64, pte: Pte) {
         let va = granule(va);
-        let level = u32::from(Window::Huge.contains(va));
-        let entry = self.mock.pte_at(self.queues[at].space, va, level);
-        self.mock.ram64(entry).store(pte.0, Ordering::Release);
+        self.entry(at, va).store(pte.0, Ordering::Release);
         self.queues[at].granted.remove(&va);
         self.invalidate(at, va);
     }
@@ -183,6 +195,35 @@ impl World<'_> {
     }
 }
 
+/// A page reported ahead of a fault (spec 7.3): one that the command needs and may lack, not said before.
+fn check_hint(queue: &mut Queue<'_>, lookahead: u32, record: &FaultRecord) -> Result<()> {
+    let fault = queue.last_fault.filter(|fault| fault.fault_id == record.fault_id);
+    ensure!(fault.is_some_and(|fault| fault.tag == record.tag), "ahead of no fault: {record:x?}");
+    queue.ahead += record.pages;
+    ensure!(record.pages > 0 && queue.ahead <= lookahead, "more than LOOKAHEAD: {record:x?}");
+    // The command may be over by now, if the fault was answered before this was looked at.
+    let Some(command) = queue.pending.iter().find(|command| command.sqe.tag == record.tag) else {
+        return Ok(());
+    };
+    ensure!(Form(&command.sqe).has_count(), "ahead of a single element: {record:x?}");
+    let kind = record.head.access();
+    let run = Run::new(&command.sqe).ok().filter(|run| run.count() <= NEEDS);
+    let needs = run.map(|run| run.needs(&queue.memory));
+    for va in (0..u64::from(record.pages)).map(|page| page_base(record.va) + page * PAGE_SIZE) {
+        let new = queue.reported.insert((va, kind.0));
+        ensure!(new, "page {va:#x} is reported again: {record:x?}");
+        // Of one whose access would end the command the device may say that it is not there.
+        let there = queue.granted.get(&granule(va)).is_some_and(|&since| since < command.at);
+        let useless = there && queue.memory.page(va).verdict(kind) == Verdict::Allowed;
+        ensure!(!useless, "{va:#x} is there: {record:x?}");
+        let needed = |access: &Access| page_base(access.va()) == va && access.kind() == kind;
+        ensure!(needs.as_ref().is_none_or(|all| all.iter().any(needed)), "nobody needs {va:#x}: {record:x?}");
+    }
+    let first = |access: &Access| access.va() == record.va && access.kind() == kind;
+    ensure!(needs.is_none_or(|all| all.iter().any(first)), "an address that nobody needs: {record:x?}");
+    Ok(())
+}
+
 /// The first address of a page, of a 2 MiB page too.
 pub(crate) fn granule(va: u64) -> u64 {
     if Window::Huge.contains(va) { Window::Huge.base() } else { page_base(va) }
@@ -190,6 +231,6 @@ pub(crate) fn granule(va: u64) -> u64 {
 
 /// An entry that does not suffice for the access.
 fn insufficient(kind: AccessKind, frame: u64) -> Pte {
-    let access = if kind == AccessKind::ATOMIC { Access::READ_WRITE } else { Access::default() };
+    let access = if kind == AccessKind::ATOMIC { pte::Access::READ_WRITE } else { pte::Access::default() };
     Pte::leaf(frame, access)
 }

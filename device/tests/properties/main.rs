@@ -116,5 +116,5 @@ fn every_element_exactly_once() {
 
 #[test]
 fn undisturbed_commands_do_what_the_reference_does() {
-    check_many(800, "undisturbed programs", &calm_program(PROGRAM), true);
+    check_many(500, "undisturbed programs", &calm_program(PROGRAM), true);
 }

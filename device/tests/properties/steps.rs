@@ -16,7 +16,6 @@ use svmx_abi::queue::Sqe;
 use svmx_abi::regs::{self, Control};
 use svmx_abi::status::Status;
 
-use crate::answers::granule;
 use crate::ledger::has_room;
 use crate::program::{Answer, Program, Reset, Scope, Step, Window};
 use crate::reference::Backing;
@@ -136,7 +135,7 @@ impl World<'_> {
             }
             for at in 0..self.queues.len() {
                 let addr = self.queues[at].pending.front().map_or(0, |command| command.sqe.addr);
-                if self.queues[at].granted.contains_key(&granule(addr)) && self.is_stuck(at) {
+                if self.is_stuck(at) && self.is_mapped(at, addr) {
                     self.withdraw(at, addr);
                 }
             }

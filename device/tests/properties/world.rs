@@ -4,7 +4,7 @@
 //! are made, and how guest memory is reached as a CPU reaches it. What happens to them is in
 //! [`crate::steps`] and [`crate::answers`], what is right in [`crate::ledger`].
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -60,8 +60,10 @@ pub(crate) struct Queue<'m> {
     pub(crate) granted: BTreeMap<u64, u64>,
     pub(crate) fault_ids: HashSet<u32>,
     pub(crate) last_fault: Option<FaultRecord>,
-    /// Pages reported ahead for the last fault.
+    /// How many pages were reported ahead for the last fault.
     pub(crate) ahead: u32,
+    /// Pages and kinds of access that were reported for this command, and not granted since.
+    pub(crate) reported: BTreeSet<(u64, u8)>,
     /// Every page that can be granted and taken away, in a row for programs to choose from.
     pub(crate) pages: Vec<u64>,
 }
@@ -155,6 +157,7 @@ impl<'m> World<'m> {
             fault_ids: HashSet::new(),
             last_fault: None,
             ahead: 0,
+            reported: BTreeSet::new(),
             pages: vec![],
         };
         let mut random = Random(layout.seed);

@@ -122,6 +122,21 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Every access of the command in order, as far as its indices can be read.
+    pub(crate) fn needs(&self, memory: &Memory) -> Vec<Access> {
+        let mut run = self.clone();
+        let mut needs = vec![];
+        for applied in 0..self.count() {
+            run.applied = applied;
+            needs.extend(run.accesses(memory));
+            if self.form.store_old() {
+                run.applied = applied + 1;
+                needs.push(Access { at: run.old_address(), kind: AccessKind::WRITE });
+            }
+        }
+        needs
+    }
+
     /// Does the next step, whose accesses must all be possible.
     pub(crate) fn step(&mut self, memory: &mut Memory) {
         let (sqe, bytes) = (self.form.0, self.form.bytes());
