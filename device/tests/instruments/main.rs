@@ -2,6 +2,7 @@
 
 //! The instruments against a mock driver: what they find, what they don't, and that nothing else changes.
 
+mod binary;
 mod chaos;
 mod exclusivity;
 mod trace;

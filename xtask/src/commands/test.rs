@@ -69,13 +69,15 @@ const CHECKS: [Check; 10] = [
     },
     Check {
         name: "device-watched",
-        shows: "the model again, with light chaos and the exclusivity checker, which is silent",
+        shows: "models again, with light chaos and the exclusivity checker, which is silent",
         arguments: &[
             "test",
             "--package",
             "svmx-device",
             "--test",
             "model",
+            "--test",
+            "properties",
             "--config",
             "env.SVMX_CHECK_EXCLUSIVE='1'",
             "--config",
