@@ -11,6 +11,8 @@
 //! An engine that finds work while there is more than one active queue wakes another.
 
 mod ahead;
+mod batch;
+mod transfer;
 mod turn;
 
 use std::sync::Arc;
@@ -48,6 +50,8 @@ pub struct Engine<I> {
     yields: bool,
     /// Accesses in a turn.
     budget: u32,
+    /// Does elements many at a time: nobody watches each of them.
+    batches: bool,
 }
 
 /// What a turn at a queue came to.
@@ -69,7 +73,18 @@ impl<I: Instrument> Engine<I> {
         let yields = host::cpus() < SPINNABLE_CPUS;
         let slow = SLOW_TURN / model.options.rmw_delay.as_nanos().max(1);
         let budget = u32::try_from(slow).unwrap_or(BUDGET).clamp(1, BUDGET);
-        Engine { model, number, user, tlb, claimant: Claimant::new(number), instrument, yields, budget }
+        let batches = !I::ELEMENTS && model.options.rmw_delay.is_zero();
+        Engine {
+            model,
+            number,
+            user,
+            tlb,
+            claimant: Claimant::new(number),
+            instrument,
+            yields,
+            budget,
+            batches,
+        }
     }
 
     /// Runs until the device ends.

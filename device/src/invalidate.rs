@@ -168,6 +168,21 @@ pub struct User<S> {
     seen: u64,
 }
 
+/// What a user has seen, next to what there is.
+#[derive(Clone, Copy, Debug)]
+pub struct Watch<'s> {
+    generation: &'s AtomicU64,
+    seen: u64,
+}
+
+impl Watch<'_> {
+    /// Whether there is something to catch up with: one relaxed load.
+    #[inline(always)]
+    pub fn behind(&self) -> bool {
+        self.generation.load(Ordering::Relaxed) != self.seen
+    }
+}
+
 impl<S> User<S> {
     /// The user of that number. There must be one `User` for each number.
     pub fn new(shared: Arc<Invalidations<S>>, index: usize) -> Self {
@@ -177,7 +192,13 @@ impl<S> User<S> {
     /// Whether there is something to catch up with: one relaxed load.
     #[inline]
     pub fn behind(&self) -> bool {
-        self.shared.generation.load(Ordering::Relaxed) != self.seen
+        self.watch().behind()
+    }
+
+    /// The same for those who ask very often, until they catch up.
+    #[inline]
+    pub fn watch(&self) -> Watch<'_> {
+        Watch { generation: &self.shared.generation, seen: self.seen }
     }
 
     /// Applies what was published since the last time, then says so. Called between two elements:

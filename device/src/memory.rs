@@ -18,7 +18,7 @@
 
 use std::fs::File;
 use std::marker::PhantomData;
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
@@ -224,25 +224,20 @@ pub(crate) struct HostPage {
 unsafe impl Send for HostPage {}
 
 impl HostPage {
+    /// A page at that host address.
+    #[inline(always)]
+    pub(crate) fn new(host: NonNull<u8>, frame: u64, writable: bool) -> Self {
+        HostPage { host, frame, writable }
+    }
+
     /// Ties the page to the snapshot that it came from.
     ///
     /// # Safety
     ///
     /// `memory` gave out this page.
+    #[inline(always)]
     pub(crate) unsafe fn bind(self, _memory: &GuestMemory) -> Page<'_> {
         Page { at: self, access: Access::default(), memory: PhantomData }
-    }
-
-    /// The page `pages` further on.
-    ///
-    /// # Safety
-    ///
-    /// `contiguous` has confirmed a range that begins at this page and holds that one.
-    pub(crate) unsafe fn offset(self, pages: u64) -> HostPage {
-        let bytes = pages * PAGE_SIZE;
-        // SAFETY: by the caller's promise both pages are in one mapping.
-        let host = unsafe { self.host.add(bytes as usize) };
-        HostPage { host, frame: self.frame + bytes, ..self }
     }
 }
 
@@ -256,6 +251,7 @@ pub struct Page<'m> {
 
 impl<'m> Page<'m> {
     /// The same page with a translation's permissions.
+    #[inline(always)]
     pub fn with_access(self, access: Access) -> Self {
         Page { access, ..self }
     }
@@ -272,13 +268,17 @@ impl<'m> Page<'m> {
     pub fn frame(&self) -> u64 {
         self.at.frame
     }
+    /// Where the host has it: 4096 bytes that stay mapped for 'm.
+    pub(crate) fn host(&self) -> *mut u8 {
+        self.at.host.as_ptr()
+    }
     /// Whether the DMA map lets the device write.
     pub fn writable(&self) -> bool {
         self.at.writable
     }
 
     /// The byte at `offset` into the page.
-    #[inline]
+    #[inline(always)]
     pub fn word8(&self, offset: u64) -> &'m AtomicU8 {
         let offset = page_offset(offset) as usize;
         // SAFETY: as in `word32`, with an offset of at most 4095.
@@ -286,7 +286,7 @@ impl<'m> Page<'m> {
     }
 
     /// The 32-bit word at `offset` into the page, rounded down to one.
-    #[inline]
+    #[inline(always)]
     pub fn word32(&self, offset: u64) -> &'m AtomicU32 {
         let offset = (page_offset(offset) & !3) as usize;
         // SAFETY: a page is 4096 mapped bytes that stay mapped for 'm, and the offset is aligned and
@@ -295,7 +295,7 @@ impl<'m> Page<'m> {
     }
 
     /// The 64-bit word at `offset` into the page, rounded down to one.
-    #[inline]
+    #[inline(always)]
     pub fn word64(&self, offset: u64) -> &'m AtomicU64 {
         let offset = (page_offset(offset) & !7) as usize;
         // SAFETY: as in `word32`, with an offset of at most 4088.
@@ -303,12 +303,25 @@ impl<'m> Page<'m> {
     }
 
     /// The 128-bit word at `offset` into the page, rounded down to one.
-    #[inline]
+    #[inline(always)]
     pub fn word128(&self, offset: u64) -> &'m AtomicU128 {
         let offset = (page_offset(offset) & !15) as usize;
         // SAFETY: as in `word32`, with an offset of at most 4080.
         unsafe { AtomicU128::from_ptr(self.at.host.add(offset).as_ptr().cast()) }
     }
+}
+
+/// Asks for the cache line of something that will be read soon.
+#[inline(always)]
+pub(crate) fn prefetch<T>(at: &T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch does nothing that can be seen, wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr::from_ref(at).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 #[cfg(test)]

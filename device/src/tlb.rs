@@ -4,123 +4,251 @@
 //!
 //! Both are in one struct and are replaced together, so a cached host pointer can't outlive the
 //! mapping it points into. What is *still valid* to use is decided by [`crate::invalidate`].
+//!
+//! Entries of 4 KiB pages are found in one look at sixteen bytes, enough of them for 1 GiB; memory of entries that
+//! were never used costs nothing. A leaf of 2 MiB is kept in a small table of its own, and is split into
+//! entries of the first kind where it is used. Every entry carries the *generation* of its address space: raising that
+//! drops a whole space at once.
+//!
+//! An entry also remembers that this engine owns its page ([`crate::ownership`]), in the current *recall*: what
+//! the engine owns is to be asked for again after each [`Record::Recall`].
 
 #![expect(unsafe_code, reason = "ties cached host pages to the snapshot kept beside them")]
 
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
-use svmx_abi::pci::{MAX_CONTEXTS, PAGE_SHIFT, VA_END, page_base};
+use svmx_abi::pci::{MAX_CONTEXTS, PAGE_SHIFT, PAGE_SIZE, VA_BITS, VA_END, page_base};
 use svmx_abi::pte::{self, Access, HUGE_LEVEL};
+use zerocopy::FromZeros;
 
 use crate::invalidate::{Change, Record};
-use crate::memory::{GuestMemory, HostPage, Page};
+use crate::memory::{self, GuestMemory, HostPage, Page};
 use crate::mmu::Translation;
 
 /// Entries for 4 KiB pages; direct-mapped.
-const SMALL_ENTRIES: usize = 8192;
+const ENTRIES: usize = 1 << 18;
 /// Entries for 2 MiB pages; direct-mapped.
 const HUGE_ENTRIES: usize = 512;
 const HUGE_SHIFT: u32 = PAGE_SHIFT + pte::INDEX_BITS * HUGE_LEVEL;
-/// Bits of an ASID in a key.
+/// Bits of an ASID in a tag.
 const ASID_BITS: u32 = 10;
-const _: () = assert!(MAX_CONTEXTS < 1 << ASID_BITS);
+const ASIDS: usize = 1 << ASID_BITS;
+const _: () = assert!(MAX_CONTEXTS < ASIDS as u32);
+/// Bits of a page number in a tag.
+const NUMBER_BITS: u32 = VA_BITS - PAGE_SHIFT;
+const GENERATION_SHIFT: u32 = NUMBER_BITS + ASID_BITS;
+/// Generations of a space; the last one is followed by the first when no entry is left.
+const GENERATIONS: u64 = 1 << (63 - GENERATION_SHIFT);
+const VALID: u64 = 1 << 63;
 
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    key: Key,
-    page: HostPage,
-    access: Access,
-}
-
-/// Page number and ASID in one word.
+/// What a page's number is combined with to be a tag: address space and its generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Key(u64);
+struct Space(u64);
 
-impl Key {
-    fn new(asid: u32, number: u64) -> Self {
-        Key((number << ASID_BITS) | u64::from(asid))
-    }
-    fn asid(self) -> u32 {
-        (self.0 & ((1 << ASID_BITS) - 1)) as u32
-    }
-    fn number(self) -> u64 {
-        self.0 >> ASID_BITS
+impl Space {
+    #[inline(always)]
+    fn tag(self, va: u64, shift: u32) -> u64 {
+        self.0 | va >> shift
     }
     /// Neighbouring pages get neighbouring sets; address spaces are spread.
-    fn set(self, entries: usize) -> usize {
-        let spread = u64::from(self.asid()).wrapping_mul(0x9e37_79b1);
-        (self.number().wrapping_add(spread) % entries as u64) as usize
+    #[inline(always)]
+    fn set(self, va: u64, shift: u32, entries: usize) -> usize {
+        let spread = (self.0 >> NUMBER_BITS) as usize & (ASIDS - 1);
+        ((va >> shift) as usize).wrapping_add(spread.wrapping_mul(0x9e37)) & (entries - 1)
+    }
+}
+
+/// A translation: which, and where it leads.
+#[derive(Clone, Copy, Debug, Default, FromZeros)]
+#[repr(C, align(16))]
+struct Entry {
+    tag: u64,
+    place: Place,
+}
+
+/// A host page, aligned and below 2^48, with what is allowed there in its low bits and the recall in which it was
+/// owned in its upper ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromZeros)]
+#[repr(transparent)]
+struct Place(u64);
+
+impl Place {
+    const READ: u64 = 1 << 0;
+    const WRITE: u64 = 1 << 1;
+    const ATOMIC: u64 = 1 << 2;
+    const COHERENT: u64 = 1 << 3;
+    /// The DMA map lets the device write.
+    const WRITABLE: u64 = 1 << 4;
+    const RECALL_SHIFT: u32 = 48;
+    const HOST: u64 = (1 << Self::RECALL_SHIFT) - PAGE_SIZE;
+
+    /// `None` if the host's address does not fit: such a page is not cached.
+    fn new(page: Page<'_>) -> Option<Self> {
+        let Access { read, write, atomic, coherent } = page.access();
+        let flag = |set: bool, flag| if set { flag } else { 0 };
+        let host = page.host().expose_provenance() as u64;
+        (host & !Self::HOST == 0).then_some(Place(
+            host | flag(read, Self::READ)
+                | flag(write, Self::WRITE)
+                | flag(atomic, Self::ATOMIC)
+                | flag(coherent, Self::COHERENT)
+                | flag(page.writable(), Self::WRITABLE),
+        ))
+    }
+    #[inline(always)]
+    fn has(self, flags: u64) -> bool {
+        self.0 & flags == flags
+    }
+    fn access(self) -> Access {
+        let [read, write, atomic, coherent] =
+            [Self::READ, Self::WRITE, Self::ATOMIC, Self::COHERENT].map(|flag| self.has(flag));
+        Access { read, write, atomic, coherent }
+    }
+    #[inline(always)]
+    fn host(self) -> Option<NonNull<u8>> {
+        NonNull::new(ptr::with_exposed_provenance_mut((self.0 & Self::HOST) as usize))
+    }
+    #[inline(always)]
+    fn recall(self) -> u64 {
+        self.0 >> Self::RECALL_SHIFT
+    }
+    fn owned_in(self, recall: u64) -> Self {
+        Place(self.0 & !(u64::MAX << Self::RECALL_SHIFT) | recall << Self::RECALL_SHIFT)
     }
 }
 
 /// Entries of one page size.
 #[derive(Debug)]
-struct Table {
-    entries: Box<[Option<Entry>]>,
-    shift: u32,
+struct Table<const N: usize, const SHIFT: u32> {
+    entries: Box<[Entry; N]>,
+    /// Guest-physical addresses of their pages, which are not needed at each element.
+    frames: Box<[u64; N]>,
     /// Whether any entry may be there.
     used: bool,
 }
 
-impl Table {
-    fn new(entries: usize, shift: u32) -> Self {
-        Table { entries: vec![None; entries].into(), shift, used: false }
+impl<const N: usize, const SHIFT: u32> Table<N, SHIFT> {
+    fn new() -> Self {
+        Table { entries: zeroed(), frames: zeroed(), used: false }
     }
 
-    #[inline]
-    fn find(&self, asid: u32, va: u64) -> Option<&Entry> {
-        let key = Key::new(asid, va >> self.shift);
-        self.entries[key.set(self.entries.len())].as_ref().filter(|entry| entry.key == key)
+    fn find(&self, space: Space, va: u64) -> Option<(usize, Place)> {
+        let set = space.set(va, SHIFT, N);
+        let entry = self.entries[set];
+        (entry.tag == space.tag(va, SHIFT)).then_some((set, entry.place))
     }
 
-    fn insert(&mut self, asid: u32, va: u64, page: HostPage, access: Access) {
-        let key = Key::new(asid, va >> self.shift);
-        self.used = true;
-        self.entries[key.set(self.entries.len())] = Some(Entry { key, page, access });
+    fn insert(&mut self, space: Space, va: u64, page: Page<'_>) {
+        if let Some(place) = Place::new(page) {
+            let set = space.set(va, SHIFT, N);
+            self.used = true;
+            self.entries[set] = Entry { tag: space.tag(va, SHIFT), place };
+            self.frames[set] = page.frame();
+        }
     }
 
+    /// Entries that were never used are not touched, so that they go on costing nothing.
     fn clear(&mut self) {
         if self.used {
-            self.entries.fill(None);
+            let used = self.entries.iter_mut().filter(|entry| entry.tag != 0);
+            used.for_each(|entry| *entry = Entry::default());
             self.used = false;
         }
     }
 
-    /// Drops pages that overlap `va` to `last`: by probing each, or by looking at every entry if that
-    /// is less work or the address space is not named.
-    fn drop_range(&mut self, asid: u32, va: u64, last: u64) {
+    /// Drops the pages that overlap `va` to `last`, one by one; or says that it would be more work than to drop
+    /// the whole space.
+    fn drop_range(&mut self, space: Space, va: u64, last: u64) -> bool {
+        let (first, last) = (va >> SHIFT, last >> SHIFT);
         if !self.used {
-            return;
+            return true;
         }
-        let (first, last) = (va >> self.shift, last >> self.shift);
-        if asid != 0 && last - first < self.entries.len() as u64 {
-            for number in first..=last {
-                let key = Key::new(asid, number);
-                let set = key.set(self.entries.len());
-                self.entries[set].take_if(|entry| entry.key == key);
-            }
-        } else {
-            let hit = |key: Key| (asid == 0 || key.asid() == asid) && (first..=last).contains(&key.number());
-            for slot in &mut self.entries {
-                slot.take_if(|entry| hit(entry.key));
+        if last - first >= N as u64 {
+            return false;
+        }
+        for number in first..=last {
+            if let Some((set, _)) = self.find(space, number << SHIFT) {
+                self.entries[set] = Entry::default();
             }
         }
+        true
     }
+}
+
+fn zeroed<T: FromZeros, const N: usize>() -> Box<[T; N]> {
+    <[T; N]>::new_box_zeroed().expect("memory for a TLB")
 }
 
 /// Translations of one engine, all from one snapshot of guest memory.
 #[derive(Debug)]
 pub struct Tlb {
     memory: Arc<GuestMemory>,
-    small: Table,
-    huge: Table,
+    small: Table<ENTRIES, PAGE_SHIFT>,
+    huge: Table<HUGE_ENTRIES, HUGE_SHIFT>,
+    /// Of each address space.
+    generations: Box<[u64; ASIDS]>,
+    /// Never zero, which is what entries carry that are not owned.
+    recall: u64,
+}
+
+/// A page in the cache.
+#[derive(Clone, Copy, Debug)]
+pub struct Hit<'t> {
+    /// The page.
+    pub page: Page<'t>,
+    /// Whether this engine owns it, so that it need not ask.
+    pub owned: bool,
+}
+
+impl Hit<'_> {
+    /// Whether stores may go there without a word to anybody.
+    #[inline(always)]
+    pub fn stores(&self) -> bool {
+        let page = self.page;
+        page.access().write && page.writable() && (self.owned || !page.exclusive())
+    }
+}
+
+/// The translations of one address space, found without a detour.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'t> {
+    memory: &'t GuestMemory,
+    entries: &'t [Entry; ENTRIES],
+    frames: &'t [u64; ENTRIES],
+    space: Space,
+    recall: u64,
+}
+
+impl<'t> View<'t> {
+    /// The page of `va` if its translation is cached.
+    #[inline(always)]
+    pub fn find(&self, va: u64) -> Option<Hit<'t>> {
+        if va >= VA_END {
+            return None;
+        }
+        let set = self.space.set(va, PAGE_SHIFT, ENTRIES);
+        let Entry { tag, place } = self.entries[set];
+        if tag != self.space.tag(va, PAGE_SHIFT) {
+            return None;
+        }
+        let page = HostPage::new(place.host()?, self.frames[set], place.has(Place::WRITABLE));
+        // SAFETY: entries are filled from this snapshot, and when the TLB replaces it none is left.
+        let page = unsafe { page.bind(self.memory) }.with_access(place.access());
+        Some(Hit { page, owned: place.recall() == self.recall })
+    }
+
+    /// Loads what [`Self::find`] will look at.
+    #[inline(always)]
+    pub fn prefetch(&self, va: u64) {
+        memory::prefetch(&self.entries[self.space.set(va, PAGE_SHIFT, ENTRIES)]);
+    }
 }
 
 impl Tlb {
     /// An empty cache over a snapshot.
     pub fn new(memory: Arc<GuestMemory>) -> Self {
-        let small = Table::new(SMALL_ENTRIES, PAGE_SHIFT);
-        Tlb { memory, small, huge: Table::new(HUGE_ENTRIES, HUGE_SHIFT) }
+        Tlb { memory, small: Table::new(), huge: Table::new(), generations: zeroed(), recall: 1 }
     }
 
     /// The snapshot.
@@ -128,55 +256,75 @@ impl Tlb {
         &self.memory
     }
 
-    /// The page of `va`, if its translation is cached.
+    fn space(&self, asid: u32) -> Space {
+        let asid = asid as usize & (ASIDS - 1);
+        Space(VALID | self.generations[asid] << GENERATION_SHIFT | (asid as u64) << NUMBER_BITS)
+    }
+
+    /// The translations of an address space.
     #[inline]
+    pub fn view(&self, asid: u32) -> View<'_> {
+        let Tlb { memory, small: Table { entries, frames, .. }, recall, .. } = self;
+        View { memory, entries, frames, space: self.space(asid), recall: *recall }
+    }
+
+    /// The page of `va` if its translation is cached.
     pub fn lookup(&self, asid: u32, va: u64) -> Option<Page<'_>> {
-        if let Some(entry) = self.small.find(asid, va) {
-            // SAFETY: entries are filled from self.memory, and dropped when that is replaced.
-            return Some(unsafe { entry.page.bind(&self.memory) }.with_access(entry.access));
+        self.view(asid).find(va).map(|hit| hit.page)
+    }
+
+    /// This engine owns the page of `va`, until it is recalled.
+    pub fn own(&mut self, asid: u32, va: u64) {
+        if let Some((set, place)) = self.small.find(self.space(asid), va) {
+            self.small.entries[set].place = place.owned_in(self.recall);
         }
-        if !self.huge.used {
-            return None;
+    }
+
+    /// Makes [`Self::find`] find the page of `va` if it is part of a cached leaf of 2 MiB.
+    pub fn split(&mut self, asid: u32, va: u64) {
+        let space = self.space(asid);
+        if !self.huge.used || self.small.find(space, va).is_some() {
+            return;
         }
-        let entry = self.huge.find(asid, va)?;
-        let pages = (va & (pte::span(HUGE_LEVEL) - 1)) >> PAGE_SHIFT;
-        // SAFETY: only leaves whose 2 MiB are contiguous are entered, and `pages` is below 512.
-        let page = unsafe { entry.page.offset(pages) };
-        // SAFETY: as above.
-        Some(unsafe { page.bind(&self.memory) }.with_access(entry.access))
+        if let Some((set, place)) = self.huge.find(space, va) {
+            let frame = self.huge.frames[set] + page_base(va & (pte::span(HUGE_LEVEL) - 1));
+            if let Some(page) = self.memory.page(frame, false) {
+                self.small.insert(space, va, page.with_access(place.access()));
+            }
+        }
     }
 
     /// Caches a translation; `None` if it leads outside guest memory.
     pub fn fill(&mut self, asid: u32, va: u64, translation: Translation) -> Option<Page<'_>> {
         let Translation { frame, access, huge } = translation;
-        let page = self.memory.host_page(frame)?;
-        let span = pte::span(HUGE_LEVEL);
-        let base = frame & !(span - 1);
-        if huge && self.memory.contiguous(base, span) {
-            self.huge.insert(asid, va, self.memory.host_page(base)?, access);
-        } else {
-            self.small.insert(asid, page_base(va), page, access);
+        let space = self.space(asid);
+        let page = self.memory.page(frame, false)?.with_access(access);
+        let base = frame & !(pte::span(HUGE_LEVEL) - 1);
+        if huge && self.memory.contiguous(base, pte::span(HUGE_LEVEL)) {
+            self.huge.insert(space, va, self.memory.page(base, false)?.with_access(access));
         }
-        // SAFETY: the page was just found in self.memory.
-        Some(unsafe { page.bind(&self.memory) }.with_access(access))
+        self.small.insert(space, va, page);
+        Some(page)
     }
 
     /// Drops the translation of `va`, if one is cached.
     pub fn forget(&mut self, asid: u32, va: u64) {
-        self.small.drop_range(asid, va, va);
-        self.huge.drop_range(asid, va, va);
+        self.drop_range(asid, va, va);
     }
 
     /// Applies a change that was published.
     pub fn apply(&mut self, change: Change<GuestMemory>) {
         match change {
-            Change::Drop(Record::Attention | Record::Recall) => {}
-            Change::Drop(Record::All) => self.clear(),
+            Change::Drop(Record::Attention) => {}
+            Change::Drop(Record::Recall) => self.give_up(),
+            Change::Drop(Record::All) => self.drop_all(),
             Change::Drop(Record::Range { asid, va, len }) => {
                 let last = va.saturating_add(len.saturating_sub(1)).min(VA_END - 1);
                 if len > 0 && va <= last {
-                    self.small.drop_range(asid, va, last);
-                    self.huge.drop_range(asid, va, last);
+                    match asid {
+                        0 => self.drop_all(),
+                        asid => self.drop_range(asid, va, last),
+                    }
                 }
             }
             Change::Snapshot(memory) => {
@@ -184,6 +332,40 @@ impl Tlb {
                 self.memory = memory;
             }
         }
+    }
+
+    /// What is owned is asked for again.
+    fn give_up(&mut self) {
+        self.recall += 1;
+        if self.recall >= 1 << (u64::BITS - Place::RECALL_SHIFT) {
+            self.small.clear();
+            self.recall = 1;
+        }
+    }
+
+    fn drop_range(&mut self, asid: u32, mut va: u64, mut last: u64) {
+        let space = self.space(asid);
+        if self.huge.used {
+            // A leaf of 2 MiB is dropped whole, with what was split off.
+            va &= !(pte::span(HUGE_LEVEL) - 1);
+            last |= pte::span(HUGE_LEVEL) - 1;
+        }
+        if !self.small.drop_range(space, va, last) || !self.huge.drop_range(space, va, last) {
+            self.drop_space(asid);
+        }
+    }
+
+    fn drop_space(&mut self, asid: u32) {
+        let generation = &mut self.generations[asid as usize & (ASIDS - 1)];
+        *generation += 1;
+        if *generation == GENERATIONS {
+            *generation = 0;
+            self.clear();
+        }
+    }
+
+    fn drop_all(&mut self) {
+        (0..=MAX_CONTEXTS).for_each(|asid| self.drop_space(asid));
     }
 
     fn clear(&mut self) {
@@ -231,19 +413,22 @@ mod tests {
         let left: Vec<_> = (0..8).filter(|page| tlb.lookup(1, page << 12).is_some()).collect();
         assert_eq!(left, [0, 1, 4, 5, 6, 7]);
         assert!(tlb.lookup(2, 0x2000).is_some());
-        tlb.apply(range(0, 0x2000, u64::MAX));
-        assert!(tlb.lookup(2, 0x2000).is_none() && tlb.lookup(2, 0x1000).is_some());
         tlb.apply(range(2, 0, u64::MAX));
         assert!(tlb.lookup(2, 0x1000).is_none() && tlb.lookup(1, 0x1000).is_some());
+        tlb.apply(range(0, 0x2000, 0x1000));
+        assert!(tlb.lookup(1, 0x2000).is_none());
     }
 
     #[test]
     fn part_of_a_huge_page_takes_it_whole() {
         let mut tlb = Tlb::new(memory(&[2 * HUGE]));
         tlb.fill(1, HUGE + 0x5000, leaf(HUGE + 0x5000, true)).unwrap();
+        assert!(tlb.lookup(1, HUGE + 0x7008).is_none());
+        tlb.split(1, HUGE + 0x7008);
         assert_eq!(tlb.lookup(1, HUGE + 0x7008).unwrap().frame(), HUGE + 0x7000);
         tlb.apply(range(1, HUGE + 0x1000, 0x1000));
-        assert!(tlb.lookup(1, HUGE + 0x7000).is_none());
+        tlb.split(1, HUGE + 0x6000);
+        assert!([5, 6, 7].iter().all(|page| tlb.lookup(1, HUGE + page * 0x1000).is_none()));
     }
 
     #[test]

@@ -54,6 +54,26 @@ struct Held {
     old: Option<u128>,
 }
 
+/// Elements that may be done many at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'w> {
+    /// What is to be done.
+    pub elements: Elements<'w>,
+    /// The first element.
+    pub from: u32,
+    /// Elements from there on.
+    pub left: u32,
+}
+
+/// The command that elements belong to.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "they are commands")]
+pub enum Elements<'w> {
+    Bulk(&'w Bulk),
+    Copy(&'w Transfer),
+    Fill(&'w Fill),
+}
+
 /// What a command needs next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
@@ -153,6 +173,25 @@ impl Work {
     /// Whether it is a WAIT that has looked in vain: its next look can be later.
     pub fn waits(&self) -> bool {
         self.waits && self.applied == 0 && self.ended.is_none()
+    }
+
+    /// The elements that are left, if nothing is held and none was refused: whoever does the first of them, whole
+    /// and in their order, says so with [`Self::advance`].
+    pub fn batch(&self) -> Option<Batch<'_>> {
+        let Held { index: None, operand: None, value: None, old: None } = self.held else { return None };
+        let (count, elements) = match &self.command {
+            Command::Bulk(bulk) => (bulk.count, Elements::Bulk(bulk)),
+            Command::Copy(copy) => (copy.count, Elements::Copy(copy)),
+            Command::Fill(fill) => (fill.count, Elements::Fill(fill)),
+            _ => return None,
+        };
+        let left = count.checked_sub(self.applied).filter(|_| self.ended.is_none())?;
+        Some(Batch { elements, from: self.applied, left })
+    }
+
+    /// Elements of a batch have been done.
+    pub fn advance(&mut self, elements: u32) {
+        self.applied += elements;
     }
 
     /// What comes next.

@@ -19,6 +19,7 @@ use crate::instrument::Instrument;
 use crate::memory::Page;
 use crate::mmu::{self, WalkError};
 use crate::model::Model;
+use crate::ownership::Hold;
 use crate::queue::{Look, Queue, RingLost, Rings, State};
 use crate::tlb::Tlb;
 use crate::work::{Access, Next, Work};
@@ -127,6 +128,13 @@ impl<I: Instrument> Engine<I> {
             if *budget == 0 {
                 return Left::InProgress;
             }
+            if self.batches {
+                let done = self.batch(rings, work, *budget);
+                if done > 0 {
+                    *budget -= done;
+                    continue;
+                }
+            }
             match self.access(model, rings, work, &access) {
                 Ok(()) if work.waits() => return Left::Waiting,
                 Ok(()) => *budget -= 1,
@@ -145,14 +153,21 @@ impl<I: Instrument> Engine<I> {
     fn access(&mut self, model: &Model, rings: &Rings, work: &mut Work, access: &Access) -> Result<(), Miss> {
         let Engine { tlb, claimant, instrument, number, .. } = self;
         let page = translate(tlb, instrument, model, *number, rings, access)?;
-        let hold = match needs_hold::<I>(access, page) {
-            true => {
-                Some(claimant.hold(&model.ownership, &model.invalidations, page.frame()).ok_or(Miss::Owned)?)
+        let mut watch = Watch { asid: rings.asid, instrument };
+        if !needs_hold::<I>(access, page) {
+            model.execute.perform(&mut watch, work, access, page);
+            return Ok(());
+        }
+        match claimant.hold(&model.ownership, &model.invalidations, page.frame()).ok_or(Miss::Owned)? {
+            Hold::Owned => {
+                model.execute.perform(&mut watch, work, access, page);
+                tlb.own(rings.asid, access.va);
             }
-            false => None,
-        };
-        model.execute.perform(&mut Watch { asid: rings.asid, instrument }, work, access, page);
-        drop(hold);
+            Hold::Shared(shared) => {
+                model.execute.perform(&mut watch, work, access, page);
+                drop(shared);
+            }
+        }
         Ok(())
     }
 
@@ -211,6 +226,7 @@ fn translate<'t, I: Instrument>(
     if instrument.forget() {
         tlb.forget(rings.asid, access.va);
     }
+    tlb.split(rings.asid, access.va);
     // Looked up twice because a page that is returned borrows the TLB.
     if tlb.lookup(rings.asid, access.va).is_some_and(|page| usable(page, access.kind)) {
         return tlb.lookup(rings.asid, access.va).ok_or(Miss::Fault);

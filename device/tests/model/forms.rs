@@ -4,7 +4,9 @@
 //! FILL and WAIT, and what is left when one of their accesses faults.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use proptest::prelude::*;
 use svmx_abi::control::{Cancel, Replay};
 use svmx_abi::fault::AccessKind;
 use svmx_abi::pci::{PAGE_SIZE, VA_END};
@@ -12,9 +14,13 @@ use svmx_abi::pte::{Access, Pte};
 use svmx_abi::queue::{Condition, Opcode, Sqe, SqeFlags, WAIT_FOREVER, WidthLog2};
 use svmx_abi::status::Status;
 
-use mock_driver::{Mock, Space, UserQueue, add_strided};
+use svmx_device::model::Options;
+
+use mock_driver::{Mock, Space, UserQueue, add_strided, options, wait_until};
 
 const VA: u64 = 0x7000_0000;
+/// Where indices are.
+const ARRAY: u64 = 0x7800_0000;
 const OLD: SqeFlags = SqeFlags::BULK.with(SqeFlags::STORE_OLD);
 const EACH: SqeFlags = SqeFlags::BULK.with(SqeFlags::OPERANDS);
 
@@ -230,4 +236,87 @@ fn a_wait_ends_by_its_condition_or_its_time() {
     // One without end ends with its queue.
     waiter.submit(wait(WidthLog2::W64, Condition::Eq, 1, WAIT_FOREVER));
     waiter.destroy();
+}
+
+/// A command that may be done many elements at a time, on pages of every kind, two of which are missing.
+fn many() -> impl Strategy<Value = Sqe> {
+    let opcodes = prop_oneof![0x10..0x1bu8, 0x20..0x22u8];
+    let places = (0..500u64, 0..500u64, 0..700u32, -9..9i32);
+    (opcodes, any::<bool>(), 0..0x20u16, places, any::<u32>()).prop_map(
+        |(opcode, wide, flags, (to, from, count, stride), operand)| {
+            let (opcode, bytes) = (Opcode(opcode), if wide { 8 } else { 4 });
+            let width = if wide { WidthLog2::W64 } else { WidthLog2::W32 };
+            let addr = VA + to * bytes;
+            if opcode == Opcode::COPY {
+                return Sqe { opcode, width, addr, arg0: VA + from * bytes, count, ..Default::default() };
+            }
+            if opcode == Opcode::FILL {
+                return Sqe { opcode, width, addr, operand: operand.into(), count, ..Default::default() };
+            }
+            let mut flags = SqeFlags(flags | SqeFlags::BULK.0);
+            let has = |flag| flags.contains(flag);
+            let (each, indexed) = (has(SqeFlags::OPERANDS), has(SqeFlags::INDEXED));
+            if !indexed {
+                flags = SqeFlags(flags.0 & !SqeFlags::INDEX64.0);
+            }
+            Sqe {
+                opcode,
+                width,
+                flags,
+                addr,
+                operand: if each { VA + from * 16 } else { operand.into() },
+                compare: if opcode == Opcode::CAS && !each { u64::from(operand) & 3 } else { 0 },
+                count,
+                stride: if indexed { 0 } else { stride * bytes as i32 },
+                index_addr: if indexed { ARRAY } else { 0 },
+                arg0: if flags.contains(SqeFlags::STORE_OLD) { VA + 64 + from * bytes } else { 0 },
+                ..Default::default()
+            }
+        },
+    )
+}
+
+/// Status, elements applied, result and address of a completion.
+type End = (Status, u32, u64, u64);
+
+/// How the commands of a program end, and the memory that it leaves.
+fn outcome(mock: &Mock, program: &[Sqe]) -> (Vec<End>, Vec<u64>) {
+    let plain = Access { atomic: false, ..Access::EXCLUSIVE };
+    let kinds = [Access::EXCLUSIVE, Access::COHERENT, Access::EXCLUSIVE, plain];
+    let (space, frames) = pages(mock, &kinds);
+    let indices = mock.pages(2);
+    for page in 0..2 {
+        let at = page * PAGE_SIZE;
+        mock.map(space, ARRAY + at, Pte::leaf(indices + at, Access::READ));
+        set(mock, indices + at, &(0..512u64).map(|i| i * 7919 % 1100 % 800).collect::<Vec<_>>());
+    }
+    set(mock, frames, &(0..2048u64).map(|i| i % 5).collect::<Vec<_>>());
+    let mut queue = UserQueue::new(mock, space);
+    let mut completions = vec![];
+    for sqe in program {
+        queue.submit(*sqe);
+        let mut cqe = None;
+        wait_until("a completion or a fault", || {
+            if let Some(fault) = mock.fault() {
+                let (queue, fault_id, status) = (queue.id, fault.fault_id, Status::FAULT);
+                mock.post(Cancel { queue, fault_id, status, ..Default::default() });
+            }
+            cqe = queue.take();
+            cqe.is_some()
+        });
+        let cqe = cqe.unwrap();
+        completions.push((cqe.head.status(), cqe.applied, cqe.result, cqe.fault_addr));
+    }
+    (completions, words(mock, frames, 4 * PAGE_SIZE / 8))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..Default::default() })]
+    /// Many elements at a time or one by one, which a delay between read and write makes them: it is the same.
+    #[test]
+    fn both_ways_of_doing_elements_do_the_same(program in prop::collection::vec(many(), 1..12)) {
+        let slow = Options { rmw_delay: Duration::from_nanos(1), ..options() };
+        let (fast, slow) = (Mock::new(), Mock::with(slow, 6));
+        prop_assert_eq!(outcome(&fast, &program), outcome(&slow, &program));
+    }
 }
