@@ -2,13 +2,15 @@
 
 //! Engines: threads that poll active queues and execute their commands.
 //!
-//! Any engine takes any queue, in turn, for a bounded number of accesses, so none starves. An engine
+//! Any engine takes any queue, in turn, for a bounded number of accesses, so none starves; but each prefers those
+//! that it served before, whose pages it owns, and leaves others to their engines until these don't come. An engine
 //! holds a queue's mutex while it works on it and never waits for one. It looks up between two accesses:
 //! at invalidations, at the run state, and at queues that somebody else wants.
 //!
 //! Going to sleep: while a queue is active one engine at least is awake; it disarms queues that have been
 //! quiet (spec 4.3), and sleeps when none is left. Others sleep when they have found nothing for as long.
-//! An engine that finds work while there is more than one active queue wakes another.
+//! An engine that finds work while there is more than one active queue wakes another. While all that is left is
+//! WAITs, one engine naps between looks.
 
 mod ahead;
 mod batch;
@@ -17,7 +19,7 @@ mod turn;
 
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::complain::complain;
 use crate::doorbells::QueuePage;
@@ -34,6 +36,12 @@ use crate::tlb::Tlb;
 const BUDGET: u32 = 1024;
 /// What a turn of slow accesses may take, in nanoseconds.
 const SLOW_TURN: u128 = 1_000_000;
+/// Times that an engine looks at every queue before it rests: more than it passes by those of others.
+const ROUNDS: u32 = 3;
+/// How long an engine leaves queues alone that wait for memory to change, at first and later. The second must
+/// stay well below the millisecond that spec 5.7 promises.
+const SHORTEST_NAP: Duration = Duration::from_micros(20);
+const LONGEST_NAP: Duration = Duration::from_micros(500);
 /// Hosts with fewer CPUs run guest CPUs on those that engines would spin on.
 const SPINNABLE_CPUS: usize = 4;
 
@@ -50,6 +58,8 @@ pub struct Engine<I> {
     yields: bool,
     /// Accesses in a turn.
     budget: u32,
+    /// How long it has napped since there was work.
+    nap: Duration,
     /// Does elements many at a time: nobody watches each of them.
     batches: bool,
 }
@@ -63,6 +73,17 @@ enum Turn {
     Waiting,
     /// Nothing was to be done, or somebody else has the queue.
     Nothing,
+}
+
+/// Why an engine has polled long enough.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    /// No queue is active, or the device does not run.
+    Nothing,
+    /// Other engines can poll those that are active.
+    Others,
+    /// The same, but some wait for a word of memory to change: somebody must look at that.
+    Waiting,
 }
 
 impl<I: Instrument> Engine<I> {
@@ -83,6 +104,7 @@ impl<I: Instrument> Engine<I> {
             instrument,
             yields,
             budget,
+            nap: Duration::ZERO,
             batches,
         }
     }
@@ -92,39 +114,53 @@ impl<I: Instrument> Engine<I> {
         let model = self.model.clone();
         while !model.exiting() {
             self.user.enter(|change| self.tlb.apply(change));
-            let impatient = model.running() && self.poll(&model);
+            let rest = if model.running() { self.poll(&model) } else { Rest::Nothing };
             self.user.leave();
-            model.engines.sleep(|others_awake| {
-                let idle = !model.running() || !model.queues.any_active() || (impatient && others_awake > 0);
+            let slept = model.engines.sleep(|others_awake| {
+                let others = rest != Rest::Nothing && others_awake > 0;
+                let idle = !model.running() || !model.queues.any_active() || others;
                 idle && !model.exiting()
             });
+            if rest == Rest::Waiting && !slept {
+                self.nap = (2 * self.nap).clamp(SHORTEST_NAP, LONGEST_NAP);
+                model.engines.nap(self.nap, || model.running() && !model.exiting());
+            }
         }
     }
 
-    /// Polls active queues until there is reason to sleep: true if that is only that others are awake.
-    fn poll(&mut self, model: &Model) -> bool {
+    /// Polls active queues until there is reason to sleep.
+    fn poll(&mut self, model: &Model) -> Rest {
         let mut queue = self.number as u32;
         let mut quiet_since: Option<Instant> = None;
+        let (mut waiting, mut rounds) = (false, 0);
         loop {
             if self.user.behind() {
                 self.catch_up();
             }
             if !model.running() {
-                return false;
+                return Rest::Nothing;
             }
-            let Some(next) = model.queues.next_active(queue) else { return false };
+            let Some(next) = model.queues.next_active(queue) else { return Rest::Nothing };
             let several = next != queue;
+            rounds += u32::from(next <= queue);
             queue = next;
-            if self.visit(model, queue) == Turn::Worked {
-                quiet_since = None;
-                if several && model.engines.any() {
-                    model.engines.wake_one();
+            match self.visit(model, queue) {
+                Turn::Worked => {
+                    (quiet_since, waiting, rounds) = (None, false, 0);
+                    self.nap = Duration::ZERO;
+                    if several && model.engines.any() {
+                        model.engines.wake_one();
+                    }
+                    continue;
                 }
-                continue;
+                Turn::Waiting => waiting = true,
+                Turn::Nothing => {}
             }
             let now = Instant::now();
-            if now - *quiet_since.get_or_insert(now) > 2 * model.options.poll {
-                return true;
+            // Whoever has napped in vain looks at each queue once, and naps on.
+            let patience = if self.nap.is_zero() { 2 * model.options.poll } else { Duration::ZERO };
+            if now - *quiet_since.get_or_insert(now) >= patience && rounds > ROUNDS {
+                return if waiting { Rest::Waiting } else { Rest::Others };
             }
             if self.yields { thread::yield_now() } else { std::hint::spin_loop() }
         }
@@ -140,7 +176,7 @@ impl<I: Instrument> Engine<I> {
             model.queues.deactivate(number);
             return Turn::Nothing;
         };
-        if queue.wanted() {
+        if queue.wanted() || queue.state.is_locked() || queue.leave_to_home(self.number) {
             return Turn::Nothing;
         }
         let Some(mut guard) = queue.state.try_lock() else { return Turn::Nothing };
@@ -158,6 +194,7 @@ impl<I: Instrument> Engine<I> {
             state.broken = true;
             Turn::Worked
         });
+        queue.served(self.number, turn != Turn::Nothing);
         if turn == Turn::Nothing {
             rest(model, state, page);
         } else {

@@ -20,6 +20,9 @@ use crate::faults::write_entry;
 use crate::memory::GuestMemory;
 use crate::work::{Access, Work};
 
+/// How often engines pass by a queue that is another one's before one of them takes it.
+const PASSES: u32 = 2;
+
 /// A place for a queue.
 #[derive(Debug, Default)]
 pub struct Queue {
@@ -31,6 +34,10 @@ pub struct Queue {
     /// `fault_id` + 1 of the fault that stalls the queue; 0 if none does. Written under the mutex; so
     /// that a late REPLAY need not take it.
     stalled: AtomicU64,
+    /// The engine that served the queue last, plus one; 0 if none did.
+    home: AtomicU32,
+    /// How often other engines have passed by since.
+    passed: AtomicU32,
     /// Goes on from one queue in this place to the next, so that no identifier comes back soon.
     next_fault: AtomicU32,
 }
@@ -44,6 +51,24 @@ impl Queue {
     /// Asks engines to leave the queue alone, or no longer.
     pub fn want(&self, wanted: bool) {
         self.attention.store(wanted, Ordering::Relaxed);
+    }
+
+    /// Whether an engine shall leave the queue to the one that served it last, which has its pages and their
+    /// translations: until that one has not come for a while, by how often others did.
+    pub fn leave_to_home(&self, engine: usize) -> bool {
+        let home = self.home.load(Ordering::Relaxed);
+        home != 0 && home != engine as u32 + 1 && self.passed.fetch_add(1, Ordering::Relaxed) < PASSES
+    }
+
+    /// An engine has come to the queue, and keeps it if it had work.
+    pub fn served(&self, engine: usize, worked: bool) {
+        let engine = engine as u32 + 1;
+        if worked {
+            self.home.store(engine, Ordering::Relaxed);
+        }
+        if self.home.load(Ordering::Relaxed) == engine {
+            self.passed.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Whether this fault seems to be outstanding.
@@ -69,6 +94,7 @@ impl Queue {
     /// Empties the place.
     pub fn forget(&self, state: &mut Option<State>) {
         *state = None;
+        self.home.store(0, Ordering::Relaxed);
         self.stalled.store(0, Ordering::Release);
     }
 }

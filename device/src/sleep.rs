@@ -8,6 +8,7 @@
 //! sees the reason. While nobody sleeps a wake-up is one fence and one load.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crate::sync::{AtomicU32, Condvar, Mutex, fence};
 
@@ -28,15 +29,29 @@ impl Sleepers {
     }
 
     /// Sleeps until woken, unless `may_sleep` says no. It is told how many *other* threads are awake; those
-    /// come here, one after another, before they sleep.
-    pub fn sleep(&self, may_sleep: impl FnOnce(u32) -> bool) {
+    /// come here, one after another, before they sleep. Returns whether it slept.
+    pub fn sleep(&self, may_sleep: impl FnOnce(u32) -> bool) -> bool {
         let mut awake = self.awake.lock();
         self.count.fetch_add(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        if may_sleep(*awake - 1) {
+        let sleeps = may_sleep(*awake - 1);
+        if sleeps {
             *awake -= 1;
             self.condition.wait(&mut awake);
             *awake += 1;
+        }
+        self.count.fetch_sub(1, Ordering::SeqCst);
+        sleeps
+    }
+
+    /// Sleeps for a time or until woken, unless `may_sleep` says no. The thread still counts as awake: it
+    /// looks around again by itself, so that others need not.
+    pub fn nap(&self, time: Duration, may_sleep: impl FnOnce() -> bool) {
+        let mut awake = self.awake.lock();
+        self.count.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        if may_sleep() {
+            self.condition.wait_for(&mut awake, time);
         }
         self.count.fetch_sub(1, Ordering::SeqCst);
     }

@@ -12,6 +12,7 @@ use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::Ordering;
 use std::thread::panicking;
+use std::time::Duration;
 
 pub use loom::hint::spin_loop;
 pub use loom::thread::yield_now;
@@ -145,6 +146,10 @@ impl Condvar {
     /// A new one.
     pub fn new() -> Self {
         Condvar(loom::sync::Condvar::new())
+    }
+    /// Waits as [`Self::wait`]: time does not pass in the model.
+    pub fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, _time: Duration) {
+        self.wait(guard);
     }
     /// Waits, with the mutex unlocked.
     pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {

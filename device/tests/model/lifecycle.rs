@@ -10,7 +10,7 @@ use nix::sys::time::TimeValLike;
 use svmx_abi::control::{ControlEntry, ControlFlags, ControlOpcode, DestroyContext, DestroyQueue, Sync};
 use svmx_abi::doorbell::{DRIVER_PAGE, driver, queue as words};
 use svmx_abi::pte::{Access, Pte};
-use svmx_abi::queue::Sqe;
+use svmx_abi::queue::{Opcode, Sqe, WAIT_FOREVER, WidthLog2};
 use svmx_abi::regs::{self, Control, Counter, FatalError};
 use svmx_abi::status::Status;
 use svmx_device::device::Region;
@@ -262,34 +262,64 @@ fn an_armed_consumer_is_interrupted_once() {
     assert_eq!(pending, [1 << 2, 0, 0, 0, 0, 0, 0, 0]);
 }
 
+/// Whether this process runs nothing but that test; if not, another one does, and has succeeded.
+fn alone(test: &str) -> bool {
+    if std::env::var_os("SVMX_TEST_ALONE").is_some() {
+        return true;
+    }
+    let test = format!("lifecycle::{test}");
+    let me = std::env::current_exe().unwrap();
+    let status = std::process::Command::new(me).args(["--exact", &test]).env("SVMX_TEST_ALONE", "1").status();
+    assert!(status.unwrap().success());
+    false
+}
+
+/// Microseconds of CPU that this process uses in a second.
+fn cpu_in_a_second() -> i64 {
+    let used = || {
+        let usage = getrusage(UsageWho::RUSAGE_SELF).unwrap();
+        usage.user_time().num_microseconds() + usage.system_time().num_microseconds()
+    };
+    std::thread::sleep(Duration::from_millis(50));
+    let before = used();
+    std::thread::sleep(Duration::from_secs(1));
+    used() - before
+}
+
 #[test]
 fn an_idle_device_uses_no_cpu() {
-    // This test's process is its own: run alone by name, so that other tests are not measured.
-    let alone = std::env::var_os("SVMX_TEST_ALONE").is_some();
-    if !alone {
-        let test = "lifecycle::an_idle_device_uses_no_cpu";
-        let me = std::env::current_exe().unwrap();
-        let status =
-            std::process::Command::new(me).args(["--exact", test]).env("SVMX_TEST_ALONE", "1").status();
-        assert!(status.unwrap().success());
+    if !alone("an_idle_device_uses_no_cpu") {
         return;
     }
     let mock = Mock::new();
     let space = mock.space();
     let mut queues: Vec<_> = (0..8).map(|_| UserQueue::sized(&mock, space, 1)).collect();
     queues.iter_mut().for_each(|queue| assert_eq!(queue.run(Sqe::default()).head.status(), Status::SUCCESS));
-    let used = || {
-        let usage = getrusage(UsageWho::RUSAGE_SELF).unwrap();
-        usage.user_time().num_microseconds() + usage.system_time().num_microseconds()
-    };
     let all_disarmed =
         || (0..=8).all(|page| mock.doorbell(page, words::NEED_KICK).load(Ordering::Relaxed) == 1);
     wait_until("sleep", all_disarmed);
-    std::thread::sleep(Duration::from_millis(50));
-    let before = used();
-    std::thread::sleep(Duration::from_secs(1));
-    let spent = used() - before;
+    let spent = cpu_in_a_second();
     assert!(spent < 10_000, "{spent} µs of CPU in an idle second");
+}
+
+#[test]
+fn a_wait_does_not_keep_a_cpu_busy() {
+    if !alone("a_wait_does_not_keep_a_cpu_busy") {
+        return;
+    }
+    let mock = Mock::new();
+    let space = mock.space();
+    let frame = mock.pages(1);
+    mock.map(space, VA, Pte::leaf(frame, Access::EXCLUSIVE));
+    let mut waiters: Vec<_> = (0..3).map(|_| UserQueue::new(&mock, space)).collect();
+    let (opcode, width) = (Opcode::WAIT, WidthLog2::W64);
+    let wait = Sqe { opcode, width, addr: VA, compare: 1, arg0: WAIT_FOREVER, ..Default::default() };
+    waiters.iter_mut().for_each(|queue| queue.submit(wait));
+    let spent = cpu_in_a_second();
+    assert!(spent < 200_000, "{spent} µs of CPU in a second of waiting");
+    // Another queue is served at once, and what it does is seen.
+    UserQueue::new(&mock, space).run(add(VA, 1));
+    waiters.iter_mut().for_each(|queue| assert_eq!(queue.wait().head.status(), Status::SUCCESS));
 }
 
 #[test]
