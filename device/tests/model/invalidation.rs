@@ -4,13 +4,16 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
-use svmx_abi::control::{Sync, TlbInvalidate};
+use svmx_abi::control::{Replay, Sync, TlbInvalidate};
+use svmx_abi::fault::FaultRecord;
 use svmx_abi::pci::PAGE_SIZE;
 use svmx_abi::pte::{Access, Pte};
 use svmx_abi::status::Status;
 use svmx_device::device::Region;
 use svmx_device::memory::DmaMap;
+use svmx_device::model::Options;
 
 use mock_driver::{Mock, RAM, Stop, UserQueue, add_strided, memfd, options, wait_until};
 
@@ -62,6 +65,43 @@ fn after_sync_nothing_reaches_the_old_page() {
             assert_eq!(mock.ram64(old).load(Ordering::Relaxed), mark, "round {round}");
         }
     });
+}
+
+/// An element that has read, and has not written yet, is waited for.
+#[test]
+fn sync_waits_for_the_element_that_is_under_way() {
+    let slow = Options { engines: 2, rmw_delay: Duration::from_micros(500), ..options() };
+    let mock = Mock::with(slow, 6);
+    let space = mock.space();
+    let frames = mock.pages(2);
+    let mut queues = [UserQueue::new(&mock, space), UserQueue::new(&mock, space)];
+    let word = |at: u64| mock.ram64(frames + at * PAGE_SIZE);
+    let grant = || {
+        for at in 0..2 {
+            word(at).store(0, Ordering::Relaxed);
+            let leaf = Pte::leaf(frames + at * PAGE_SIZE, Access::EXCLUSIVE);
+            mock.map(space, VA + at * PAGE_SIZE, leaf);
+        }
+    };
+    grant();
+    for (queue, at) in queues.iter_mut().zip(0..) {
+        queue.submit(add_strided(VA + at * PAGE_SIZE, u32::MAX, 0));
+    }
+    for round in 1..20u64 {
+        wait_until("work", || (0..2).all(|at| word(at).load(Ordering::Relaxed) > 0));
+        (0..2).for_each(|at| mock.map(space, VA + at * PAGE_SIZE, Pte::NONE));
+        mock.post(invalidate(space.asid, VA, 2 * PAGE_SIZE));
+        assert_eq!(mock.control(Sync::default()), Status::SUCCESS);
+        let mark = round << 40;
+        (0..2).for_each(|at| word(at).store(mark, Ordering::Relaxed));
+        // Both have finished what was under way, and want the pages back.
+        let stalled = [(); 2].map(|()| mock.next_fault());
+        (0..2).for_each(|at| assert_eq!(word(at).load(Ordering::Relaxed), mark, "round {round}, page {at}"));
+        grant();
+        for FaultRecord { head, fault_id, .. } in stalled {
+            mock.post(Replay { queue: head.queue(), fault_id, ..Default::default() });
+        }
+    }
 }
 
 #[test]

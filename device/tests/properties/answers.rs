@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::program::{Answer, Window};
 use crate::reference::{Access, Backing, Form, Run, Verdict};
-use crate::world::{Cancelled, HUGE_SIZE, Queue, World};
+use crate::world::{Cancelled, HUGE_SIZE, Queue, World, is_removable};
 
 /// Elements of a command whose needs are looked at one by one.
 const NEEDS: u32 = 2000;
@@ -40,7 +40,8 @@ impl World<'_> {
         ensure!(record.asid == queue.space.asid, "another ASID: {record:x?}");
         ensure!(record.reserved == [0; 4], "reserved words: {record:x?}");
         if record.head.is_look_ahead() {
-            return check_hint(queue, lookahead, record);
+            let removed_at = self.removed_at.last().copied().unwrap_or(0);
+            return check_hint(queue, lookahead, removed_at, record);
         }
         ensure!(queue.fault_ids.insert(record.fault_id), "a name that was used before: {record:x?}");
         ensure!(record.pages == 1, "pages of a fault: {record:x?}");
@@ -196,7 +197,7 @@ impl World<'_> {
 }
 
 /// A page reported ahead of a fault (spec 7.3): one that the command needs and may lack, not said before.
-fn check_hint(queue: &mut Queue<'_>, lookahead: u32, record: &FaultRecord) -> Result<()> {
+fn check_hint(queue: &mut Queue<'_>, lookahead: u32, removed_at: u64, record: &FaultRecord) -> Result<()> {
     let fault = queue.last_fault.filter(|fault| fault.fault_id == record.fault_id);
     ensure!(fault.is_some_and(|fault| fault.tag == record.tag), "ahead of no fault: {record:x?}");
     queue.ahead += record.pages;
@@ -214,7 +215,9 @@ fn check_hint(queue: &mut Queue<'_>, lookahead: u32, record: &FaultRecord) -> Re
         ensure!(new, "page {va:#x} is reported again: {record:x?}");
         // Of one whose access would end the command the device may say that it is not there.
         let there = queue.granted.get(&granule(va)).is_some_and(|&since| since < command.at);
-        let useless = there && queue.memory.page(va).verdict(kind) == Verdict::Allowed;
+        let page = queue.memory.page(va);
+        let removed = is_removable(page.frame) && removed_at >= command.at;
+        let useless = there && !removed && page.verdict(kind) == Verdict::Allowed;
         ensure!(!useless, "{va:#x} is there: {record:x?}");
         let needed = |access: &Access| page_base(access.va()) == va && access.kind() == kind;
         ensure!(needs.as_ref().is_none_or(|all| all.iter().any(needed)), "nobody needs {va:#x}: {record:x?}");

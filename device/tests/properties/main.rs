@@ -16,6 +16,7 @@
 //! A program that once found something is kept as a seed in [`REGRESSIONS`].
 
 mod answers;
+mod commands;
 mod ledger;
 mod program;
 mod reference;

@@ -19,7 +19,7 @@ use svmx_abi::status::Status;
 use crate::ledger::has_room;
 use crate::program::{Answer, Program, Reset, Scope, Step, Window};
 use crate::reference::Backing;
-use crate::world::{HUGE_SIZE, REMOVABLE, Submitted, World, options};
+use crate::world::{HUGE_SIZE, POISON, Submitted, World, is_removable, options};
 
 /// Runs a program from beginning to end on a device of its own.
 pub(crate) fn run(program: &Program, calm: bool, patience: Duration) -> Result<()> {
@@ -38,6 +38,7 @@ pub(crate) fn run(program: &Program, calm: bool, patience: Duration) -> Result<(
     world.now += 1;
     world.settle()?;
     world.check_memory()?;
+    world.check_retired()?;
     for at in 0..world.queues.len() {
         world.queues[at].user.destroy();
     }
@@ -56,11 +57,11 @@ impl World<'_> {
                 Ok(())
             }
             Step::Revoke { queue, page } => {
-                let (at, va) = self.choose(queue, page);
+                let (at, va) = self.choose_granted(queue, page);
                 self.revoke(at, va)
             }
             Step::Restrict { queue, page } => {
-                let (at, va) = self.choose(queue, page);
+                let (at, va) = self.choose_granted(queue, page);
                 self.restrict(at, va)
             }
             Step::Invalidate { queue, page, scope } => {
@@ -78,12 +79,24 @@ impl World<'_> {
                 (0..turns).for_each(|_| yield_now());
                 Ok(())
             }
-            Step::Settle => self.settle().and_then(|()| self.check_memory()),
+            Step::Settle => {
+                self.settle().and_then(|()| self.check_memory()).and_then(|()| self.check_retired())
+            }
             Step::Destroy { queue } => {
                 let at = of(queue, self);
                 self.destroy(at)
             }
             Step::Reset(how) => self.reset(how),
+        }
+    }
+
+    /// A page that the device may be using.
+    fn choose_granted(&self, queue: usize, page: usize) -> (usize, u64) {
+        let at = queue % self.queues.len();
+        let granted = &self.queues[at].granted;
+        match granted.keys().nth(page % granted.len().max(1)) {
+            Some(&va) => (at, va),
+            None => self.choose(queue, page),
         }
     }
 
@@ -151,24 +164,49 @@ impl World<'_> {
         Ok(())
     }
 
-    /// Takes a page, and all others of the same frame, as a notifier does; uses it as a CPU does, alone.
+    /// Takes a page, and all others of the same frame, as a notifier does; uses it as a CPU does, alone. If it
+    /// can it moves the page, so that whoever goes on with the old one is found out.
     fn revoke(&mut self, at: usize, va: u64) -> Result<()> {
-        let frame = self.queues[at].memory.page(va).frame;
+        let page = self.queues[at].memory.page(va);
         for queue in 0..self.queues.len() {
-            for page in self.queues[queue].memory.pages_of(frame).collect::<Vec<_>>() {
+            for page in self.queues[queue].memory.pages_of(page.frame).collect::<Vec<_>>() {
                 if matches!(self.queues[queue].memory.page(page).backing, Backing::Ram | Backing::ReadOnly) {
                     self.withdraw(queue, page);
                 }
             }
         }
         self.sync()?;
-        self.scribble(&[frame])?;
-        if let Some(shared) = self.shared.iter_mut().position(|shared| shared.frame == frame) {
+        if let Some(shared) = self.shared.iter_mut().position(|shared| shared.frame == page.frame) {
             for at in 0..PAGE_SIZE / 8 {
-                let word = self.frame(frame).word64(8 * at);
+                let word = self.frame(page.frame).word64(8 * at);
                 word.store(word.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
             }
             self.shared[shared].cpu.iter_mut().for_each(|cpu| *cpu += 1);
+        }
+        if page.backing == Backing::Ram && !Window::Huge.contains(va) && !is_removable(page.frame) {
+            self.migrate(page.frame);
+            return Ok(());
+        }
+        self.scribble(&[page.frame])
+    }
+
+    fn migrate(&mut self, from: u64) {
+        let to = self.mock.pages(1);
+        self.put(to, &self.get(from));
+        self.put(from, &[POISON; PAGE_SIZE as usize]);
+        self.retired.push(from);
+        self.queues.iter_mut().for_each(|queue| queue.memory.migrate(from, to));
+        self.shared.iter_mut().filter(|shared| shared.frame == from).for_each(|shared| shared.frame = to);
+    }
+
+    /// Nobody has written to pages that were taken.
+    fn check_retired(&self) -> Result<()> {
+        for &frame in &self.retired {
+            let found = self.get(frame).iter().position(|byte| *byte != POISON);
+            ensure!(
+                found.is_none(),
+                "the device wrote to {frame:#x}, which was taken from it, at {found:x?}"
+            );
         }
         Ok(())
     }
@@ -223,7 +261,7 @@ impl World<'_> {
         let mut frames: Vec<u64> = vec![];
         for queue in &self.queues {
             let pages = queue.pages.iter().map(|&va| queue.memory.page(va).frame);
-            frames.extend(pages.filter(|&frame| (REMOVABLE..REMOVABLE + (1 << 30)).contains(&frame)));
+            frames.extend(pages.filter(|&frame| is_removable(frame)));
         }
         frames.sort_unstable();
         frames.dedup();

@@ -28,6 +28,8 @@ const READ_ONLY: u64 = 2 << 32;
 const EXTRA_SIZE: u64 = 64 * PAGE_SIZE;
 /// Guest-physical address of the first queue's 2 MiB page.
 const HUGE: u64 = 16 << 20;
+/// What is in every byte of a frame that was taken for good.
+pub(crate) const POISON: u8 = 0xa5;
 pub(crate) const HUGE_SIZE: u64 = 2 << 20;
 
 /// A command that was submitted and not completed.
@@ -81,6 +83,8 @@ pub(crate) struct World<'m> {
     pub(crate) waiting: Vec<FaultRecord>,
     /// When the removable memory was away.
     pub(crate) removed_at: Vec<u64>,
+    /// Frames that nothing leads to any more; they hold [`POISON`].
+    pub(crate) retired: Vec<u64>,
     removable: std::fs::File,
     extra: GuestMemory,
     used: [u64; 2],
@@ -101,7 +105,9 @@ pub(crate) struct Shared {
 /// The device's options for a layout.
 pub(crate) fn options(layout: &Layout) -> Options {
     let poll = if layout.poll { Duration::from_micros(200) } else { Duration::ZERO };
-    Options { engines: layout.engines, poll, ..mock_driver::options() }
+    // Long enough for an element to be under way when its page is taken.
+    let rmw_delay = if layout.slow { Duration::from_micros(20) } else { Duration::ZERO };
+    Options { engines: layout.engines, poll, rmw_delay, ..mock_driver::options() }
 }
 
 fn extra(address: u64, file: &std::fs::File, writable: bool) -> DmaMap {
@@ -128,6 +134,7 @@ impl<'m> World<'m> {
             tags: 0,
             waiting: vec![],
             removed_at: vec![],
+            retired: vec![],
             removable,
             extra: view,
             used: [0; 2],
@@ -271,8 +278,7 @@ impl<'m> World<'m> {
 
     /// Whether the host took this frame's memory away at some time since.
     pub(crate) fn was_removed(&self, frame: u64, since: u64) -> bool {
-        let removable = (REMOVABLE..REMOVABLE + EXTRA_SIZE).contains(&frame);
-        removable && self.removed_at.iter().any(|&at| at >= since)
+        is_removable(frame) && self.removed_at.iter().any(|&at| at >= since)
     }
 
     /// After a reset: address spaces and queues once more, memory and page tables as they are.
@@ -284,6 +290,10 @@ impl<'m> World<'m> {
             queue.user.create(queue.space);
         }
     }
+}
+
+pub(crate) fn is_removable(frame: u64) -> bool {
+    (REMOVABLE..REMOVABLE + EXTRA_SIZE).contains(&frame)
 }
 
 pub(crate) fn page_addresses(window: Window) -> impl Iterator<Item = u64> {

@@ -104,6 +104,15 @@ impl Memory {
         self.pages.insert(page_base(va), page);
     }
 
+    /// A frame's bytes are in another one from now on, and its pages lead there.
+    pub(crate) fn migrate(&mut self, from: u64, to: u64) {
+        let pages = self.pages.values_mut().filter(|page| page.frame == from);
+        pages.for_each(|page| page.frame = to);
+        if let Some(frame) = self.frames.remove(&from) {
+            self.frames.insert(to, frame);
+        }
+    }
+
     /// The page of an address; what was never mapped is backed by nothing.
     pub(crate) fn page(&self, va: u64) -> Page {
         let nothing = Page { access: Access::default(), backing: Backing::Nothing, frame: 0 };
