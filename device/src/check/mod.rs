@@ -41,7 +41,7 @@
 //!
 //! # What is bounded
 //!
-//! [`shadow::SLOTS`] pages are watched at a time, in about 75 MiB if all are; [`book::MOST`] translations are known, about
+//! [`shadow::SLOTS`] pages are watched at a time, in about 290 MiB if all are; [`book::MOST`] translations are known, about
 //! 20 MiB. Beyond that pages are held unwatched, which is said at the end. Reports in full: [`REPORTS`].
 
 mod book;

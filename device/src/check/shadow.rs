@@ -21,8 +21,8 @@ use zerocopy::FromZeros;
 use crate::instrument::Thread;
 use crate::memory::Page;
 
-/// Pages that have a shadow at a time: 64 MiB of them.
-pub(super) const SLOTS: usize = 1 << 14;
+/// Pages that have a shadow at a time: 256 MiB of them.
+pub(super) const SLOTS: usize = 1 << 16;
 /// Places in the index: what 4 GiB have in pages. Frames that are so far apart share a place, and one of them
 /// goes unwatched.
 const PLACES: usize = 1 << 20;
