@@ -51,11 +51,14 @@ impl Space {
     fn tag(self, va: u64, shift: u32) -> u64 {
         self.0 | va >> shift
     }
-    /// Neighbouring pages get neighbouring sets; address spaces are spread.
+    /// Neighbouring pages get neighbouring sets. Address spaces are spread, and so are regions as large as the
+    /// table: programs like to have their arrays at round distances.
     #[inline(always)]
     fn set(self, va: u64, shift: u32, entries: usize) -> usize {
-        let spread = (self.0 >> NUMBER_BITS) as usize & (ASIDS - 1);
-        ((va >> shift) as usize).wrapping_add(spread.wrapping_mul(0x9e37)) & (entries - 1)
+        let number = (va >> shift) as usize;
+        let space = (self.0 >> NUMBER_BITS) as usize & (ASIDS - 1);
+        let spread = (number / entries).wrapping_add(space).wrapping_mul(0x9e37);
+        number.wrapping_add(spread) & (entries - 1)
     }
 }
 
@@ -438,6 +441,14 @@ mod tests {
         assert_eq!(page.frame(), HUGE - 0x1000);
         assert!(tlb.lookup(1, 0).is_none() && tlb.lookup(1, HUGE - 0x1000).is_some());
         assert!(tlb.fill(1, 0, leaf(16 * HUGE, false)).is_none());
+    }
+
+    #[test]
+    fn arrays_at_round_distances_are_not_in_each_other_s_way() {
+        let mut tlb = Tlb::new(memory(&[HUGE]));
+        let places: Vec<u64> = (0..8).flat_map(|at| [at << 30, at << 36, at << 40]).collect();
+        places.iter().for_each(|va| assert!(tlb.fill(1, *va, leaf(0, false)).is_some()));
+        assert!(places.iter().all(|va| tlb.lookup(1, *va).is_some()));
     }
 
     #[test]
