@@ -133,6 +133,21 @@ pub enum AtomicOp {
 }
 
 impl AtomicOp {
+    /// Every operation, by number.
+    pub const ALL: [AtomicOp; 11] = [
+        AtomicOp::Add,
+        AtomicOp::And,
+        AtomicOp::Or,
+        AtomicOp::Xor,
+        AtomicOp::Umin,
+        AtomicOp::Umax,
+        AtomicOp::Smin,
+        AtomicOp::Smax,
+        AtomicOp::Swap,
+        AtomicOp::Cas,
+        AtomicOp::Fadd,
+    ];
+
     /// The operation of an opcode, if it is an atomic's.
     pub const fn from_opcode(opcode: Opcode) -> Option<Self> {
         Some(match opcode {

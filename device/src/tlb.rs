@@ -52,13 +52,14 @@ impl Space {
         self.0 | va >> shift
     }
     /// Neighbouring pages get neighbouring sets. Address spaces are spread, and so are regions as large as the
-    /// table: programs like to have their arrays at round distances.
+    /// table: programs like to have their arrays at round distances. What is in one region and goes on in the next
+    /// does not meet itself.
     #[inline(always)]
     fn set(self, va: u64, shift: u32, entries: usize) -> usize {
         let number = (va >> shift) as usize;
         let space = (self.0 >> NUMBER_BITS) as usize & (ASIDS - 1);
-        let spread = (number / entries).wrapping_add(space).wrapping_mul(0x9e37);
-        number.wrapping_add(spread) & (entries - 1)
+        let folded = number ^ (number / entries);
+        folded.wrapping_add(space.wrapping_mul(0x9e37)) & (entries - 1)
     }
 }
 

@@ -22,6 +22,11 @@ use crate::work::{Batch, Elements, Work};
 const NEAR: u32 = 24;
 /// And the entry of its translation, before that.
 const FAR: u32 = 48;
+/// Elements that are looked at to see how far they are apart.
+const SAMPLES: u32 = 16;
+/// Elements that are not further apart are in the cache soon, if they are not yet: asking ahead costs more than the
+/// rest of an element.
+const NEARBY: u64 = 256 << 10;
 
 /// Elements of a bulk command: as many as lie on one page of each of its arrays.
 struct Chunk<'t> {
@@ -79,7 +84,7 @@ impl<I: Instrument> Engine<I> {
     }
 
     fn width<W: Element>(&self, bulk: &Bulk, from: u32, chunk: &Chunk<'_>) -> u32 {
-        let (base, bytes) = (bulk.base, size_of::<W>() as u64);
+        let base = bulk.base;
         match (bulk.addressing, chunk.indices) {
             (Addressing::Stride(stride), _) => {
                 let stride = i64::from(stride) as u64;
@@ -87,53 +92,61 @@ impl<I: Instrument> Engine<I> {
                 self.op::<W>(bulk.op, chunk, move |k| first.wrapping_add(stride.wrapping_mul(k.into())))
             }
             (Addressing::Indexed { index: Width::W32, .. }, Some(indices)) => {
-                self.op::<W>(bulk.op, chunk, move |k| base + u64::from(indices.load::<u32>(k)) * bytes)
+                self.op::<W>(bulk.op, chunk, move |k| {
+                    base + u64::from(indices.load::<u32>(k)) * const { size_of::<W>() as u64 }
+                })
             }
             (Addressing::Indexed { .. }, Some(indices)) => self.op::<W>(bulk.op, chunk, move |k| {
                 let index = indices.load::<u64>(k);
-                if index < VA_END { base + index * bytes } else { VA_END }
+                if index < VA_END { base + index * const { size_of::<W>() as u64 } } else { VA_END }
             }),
             _ => 0,
         }
     }
 
-    /// A loop for each operation.
+    /// A loop for each operation, and for each of them one without arrays.
     #[inline(always)]
     fn op<W: Element>(&self, op: AtomicOp, chunk: &Chunk<'_>, at: impl Fn(u32) -> u64 + Copy) -> u32 {
-        match op {
-            AtomicOp::Add => self.elements::<W>(AtomicOp::Add, chunk, at),
-            AtomicOp::And => self.elements::<W>(AtomicOp::And, chunk, at),
-            AtomicOp::Or => self.elements::<W>(AtomicOp::Or, chunk, at),
-            AtomicOp::Xor => self.elements::<W>(AtomicOp::Xor, chunk, at),
-            AtomicOp::Umin => self.elements::<W>(AtomicOp::Umin, chunk, at),
-            AtomicOp::Umax => self.elements::<W>(AtomicOp::Umax, chunk, at),
-            AtomicOp::Smin => self.elements::<W>(AtomicOp::Smin, chunk, at),
-            AtomicOp::Smax => self.elements::<W>(AtomicOp::Smax, chunk, at),
-            AtomicOp::Swap => self.elements::<W>(AtomicOp::Swap, chunk, at),
-            AtomicOp::Cas => self.elements::<W>(AtomicOp::Cas, chunk, at),
-            AtomicOp::Fadd => self.elements::<W>(AtomicOp::Fadd, chunk, at),
+        macro_rules! loops {
+            ($($op:ident)*) => {
+                match (op, chunk.operands.is_none() && chunk.old.is_none()) {
+                    $((AtomicOp::$op, true) => self.elements::<W, { AtomicOp::$op as u8 }, false>(chunk, at),
+                    (AtomicOp::$op, false) => self.elements::<W, { AtomicOp::$op as u8 }, true>(chunk, at),)*
+                }
+            };
         }
+        loops!(Add And Or Xor Umin Umax Smin Smax Swap Cas Fadd)
     }
 
-    /// Elements at `at(0)` on, which may be nowhere.
-    #[inline(always)]
-    fn elements<W: Element>(&self, op: AtomicOp, chunk: &Chunk<'_>, at: impl Fn(u32) -> u64 + Copy) -> u32 {
+    /// Elements at `at(0)` on, which may be nowhere. A function for each combination, so that what it needs stays in
+    /// registers.
+    #[inline(never)]
+    fn elements<W: Element, const OP: u8, const ARRAYS: bool>(
+        &self,
+        chunk: &Chunk<'_>,
+        at: impl Fn(u32) -> u64 + Copy,
+    ) -> u32 {
+        let op = const { AtomicOp::ALL[OP as usize] };
         let (view, count, watch) = (chunk.view, chunk.count, self.user.watch());
-        (0..count.min(FAR)).for_each(|k| view.prefetch(at(k)));
-        (0..count.min(NEAR)).for_each(|k| prefetch(view, at(k)));
+        // Elements that are asked for ahead, if any: those before these have somebody NEAR and FAR in front.
+        let ahead = if scattered(count, at) { count } else { 0 };
+        let (near, far) = (ahead.saturating_sub(NEAR), ahead.saturating_sub(FAR));
+        (0..ahead.min(FAR)).for_each(|k| view.prefetch(at(k)));
+        (0..ahead.min(NEAR)).for_each(|k| prefetch(view, at(k)));
+        let immediate = chunk.immediate::<W>();
         for k in 0..count {
             if watch.behind() {
                 return k;
             }
-            if k + FAR < count {
+            if k < far {
                 view.prefetch(at(k + FAR));
             }
-            if k + NEAR < count {
+            if k < near {
                 prefetch(view, at(k + NEAR));
             }
             let va = at(k);
             let Some(hit) = view.find(va) else { return k };
-            let (value, compare) = chunk.operand::<W>(op, k);
+            let (value, compare) = if ARRAYS { chunk.operand::<W>(op, k) } else { immediate };
             let old = if hit.owned {
                 let old = W::load(hit.page, va);
                 old.compute(op, value, compare).store(hit.page, va);
@@ -143,7 +156,7 @@ impl<I: Instrument> Engine<I> {
             } else {
                 return k;
             };
-            if let Some(array) = &chunk.old {
+            if let (true, Some(array)) = (ARRAYS, &chunk.old) {
                 array.store(k, old);
             }
         }
@@ -152,10 +165,16 @@ impl<I: Instrument> Engine<I> {
 }
 
 impl Chunk<'_> {
+    /// The operand that all elements have, if they have one.
+    #[inline(always)]
+    fn immediate<W: Word>(&self) -> (W, W) {
+        (W::narrow(self.immediate.value), W::narrow(self.immediate.compare))
+    }
+
     #[inline(always)]
     fn operand<W: Element>(&self, op: AtomicOp, k: u32) -> (W, W) {
         match &self.operands {
-            None => (W::narrow(self.immediate.value), W::narrow(self.immediate.compare)),
+            None => self.immediate(),
             // The compared value comes first (spec 5.4).
             Some(pairs) if op == AtomicOp::Cas => (pairs.load(2 * k + 1), pairs.load(2 * k)),
             Some(array) => (array.load(k), W::narrow(0)),
@@ -169,11 +188,19 @@ fn by_bytes(done: Option<u32>, width: Width) -> (u32, u32) {
     (done, (u64::from(done) * width.bytes()).div_ceil(8) as u32)
 }
 
+/// Whether elements are far apart, by a few of them.
+#[inline(always)]
+fn scattered(count: u32, at: impl Fn(u32) -> u64) -> bool {
+    let samples = || (0..count).step_by((count / SAMPLES).max(1) as usize).map(&at);
+    let (first, last) = (samples().min().unwrap_or(0), samples().max().unwrap_or(0));
+    last - first > NEARBY
+}
+
 /// Asks for the cache line of an element.
 #[inline(always)]
 fn prefetch(view: View<'_>, va: u64) {
     if let Some(hit) = view.find(va) {
-        crate::memory::prefetch(hit.page.word8(va));
+        crate::memory::prefetch_to_write(hit.page.word8(va));
     }
 }
 
