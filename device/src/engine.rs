@@ -242,6 +242,7 @@ mod tests {
     use crate::model::Options;
     use crate::queue::Rings;
     use std::os::unix::fs::FileExt;
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
     use std::time::Duration;
     use svmx_abi::doorbell;
     use svmx_abi::pci::PAGE_SIZE;
@@ -286,5 +287,53 @@ mod tests {
         model.doorbells.file().write_all_at(&1u32.to_le_bytes(), tail).unwrap();
         rest(&model, &mut state, page);
         assert_eq!((need_kick(), state.polled, model.queues.any_active()), (0, true, true));
+    }
+
+    /// As above, but stored at any moment of the device's last look: raced.
+    #[test]
+    fn a_tail_stored_while_need_kick_is_raised_is_not_missed() {
+        const ROUNDS: u32 = 200_000;
+        let (model, mut state) = a_queue(Duration::ZERO);
+        let file = model.doorbells.file().try_clone().unwrap();
+        let size = svmx_abi::pci::BAR_DOORBELLS_SIZE;
+        let map = crate::memory::DmaMap { address: 0, size, file, offset: 0, writable: true };
+        let submitters = GuestMemory::default().with_map(map).unwrap();
+        let word = |offset| submitters.word32(PAGE_SIZE + offset, true).unwrap();
+        let (tail, need_kick) = (word(doorbell::queue::SQ_TAIL), word(doorbell::queue::NEED_KICK));
+        let arrived = [const { AtomicU32::new(0) }; 2];
+        let meet = |me: usize| {
+            let mine = arrived[me].fetch_add(1, Ordering::AcqRel) + 1;
+            let mut spins = 0u32;
+            while arrived[1 - me].load(Ordering::Acquire) < mine {
+                spins += 1;
+                if spins.is_multiple_of(256) { thread::yield_now() } else { std::hint::spin_loop() }
+            }
+        };
+        let page = model.doorbells.queue(1);
+        let resting = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..ROUNDS {
+                    (state.polled, state.quiet_since) = (true, None);
+                    page.need_kick.store(0);
+                    meet(0);
+                    rest(&model, &mut state, page);
+                    resting.store(!state.polled, Ordering::Relaxed);
+                    meet(0);
+                }
+            });
+            let mut lost = 0;
+            for round in 0..ROUNDS {
+                tail.store(0, Ordering::Relaxed);
+                meet(1);
+                (0..round % 256).for_each(|turn| _ = std::hint::black_box(turn));
+                tail.store(1, Ordering::Release);
+                fence(Ordering::SeqCst);
+                let kicks = need_kick.load(Ordering::Relaxed) == 1;
+                meet(1);
+                lost += u32::from(!kicks && resting.load(Ordering::Relaxed));
+            }
+            assert_eq!(lost, 0, "of {ROUNDS} doorbells nobody heard");
+        });
     }
 }

@@ -264,4 +264,46 @@ mod tests {
         assert!(Rings::new((page(), 6), (page(), 8), page()).is_err());
         assert!(Rings::new((page(), 6), (page(), 7), page()).is_ok());
     }
+
+    /// The submitter's half of spec 4.3 raced against the device's: a submitter that reads NEED_KICK before
+    /// its store can be seen is not heard now and then.
+    #[test]
+    fn whoever_sees_no_need_to_kick_was_seen() {
+        use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::AcqRel};
+        const ROUNDS: u32 = 200_000;
+        let device = FakeDevice::new(2, 2, 0);
+        let arrived = [const { AtomicU32::new(0) }; 2];
+        let meet = |me: usize| {
+            let mine = arrived[me].fetch_add(1, AcqRel) + 1;
+            let mut spins = 0u32;
+            while arrived[1 - me].load(Acquire) < mine {
+                spins += 1;
+                if spins.is_multiple_of(256) { std::thread::yield_now() } else { std::hint::spin_loop() }
+            }
+        };
+        let seen = AtomicBool::new(false);
+        let need_kick = device.rings.doorbell.word32(doorbell::NEED_KICK as usize);
+        let tail = device.rings.doorbell.word32(doorbell::SQ_TAIL as usize);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 1..=ROUNDS {
+                    need_kick.store(0, Relaxed);
+                    meet(0);
+                    (0..round % 256).for_each(|turn| _ = std::hint::black_box(turn));
+                    need_kick.store(1, Relaxed);
+                    fence(SeqCst);
+                    seen.store(tail.load(Acquire) == round, Relaxed);
+                    meet(0);
+                }
+            });
+            let mut lost = 0;
+            for round in 1..=ROUNDS {
+                meet(1);
+                let NeedKick(kick) = device.rings.ring(doorbell::SQ_TAIL, round);
+                meet(1);
+                lost += u32::from(!kick && !seen.load(Relaxed));
+            }
+            assert_eq!(lost, 0, "of {ROUNDS} doorbells nobody heard");
+        });
+    }
 }

@@ -12,3 +12,4 @@ mod invalidation;
 mod lifecycle;
 mod limits;
 mod sharing;
+mod waking;

@@ -296,6 +296,10 @@ fn refused() -> BoxedStrategy<Sqe> {
                 // What all queues reach is only added to.
                 1 if Window::Shared.contains(good.addr) => Sqe { width: WidthLog2(small as u8), ..good },
                 1 => Sqe { width: WidthLog2(small as u8), opcode: Opcode::FETCH_XOR, ..good },
+                // Its old values are nobody's to know.
+                2 if Window::Shared.contains(good.addr) => {
+                    Sqe { flags: SqeFlags(good.flags.0 | 32 << (small % 11)), ..good }
+                }
                 2 => Sqe { flags: SqeFlags(good.flags.0 ^ (1 << small)), ..good },
                 3 => Sqe { addr: good.addr + small, ..good },
                 4 => Sqe { addr: bits & !31, ..good },
