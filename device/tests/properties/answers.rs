@@ -48,7 +48,7 @@ impl World<'_> {
         if queue.last_fault.is_none_or(|last| last.tag != record.tag) {
             queue.reported.clear();
         }
-        queue.reported.insert((page_base(record.va), record.head.access().0));
+        was_reported(queue, record.va, record.head.access());
         (queue.last_fault, queue.ahead) = (Some(*record), 0);
         let command = queue.pending.iter_mut().find(|command| command.sqe.tag == record.tag);
         let Some(command) = command else { anyhow::bail!("a fault of no pending command: {record:x?}") };
@@ -203,7 +203,7 @@ fn check_hint(queue: &mut Queue<'_>, lookahead: u32, removed_at: u64, record: &F
     queue.ahead += record.pages;
     ensure!(record.pages > 0 && queue.ahead <= lookahead, "more than LOOKAHEAD: {record:x?}");
     // The command may be over by now, if the fault was answered before this was looked at.
-    let Some(command) = queue.pending.iter().find(|command| command.sqe.tag == record.tag) else {
+    let Some(command) = queue.pending.iter().find(|command| command.sqe.tag == record.tag).cloned() else {
         return Ok(());
     };
     ensure!(Form(&command.sqe).has_count(), "ahead of a single element: {record:x?}");
@@ -211,8 +211,8 @@ fn check_hint(queue: &mut Queue<'_>, lookahead: u32, removed_at: u64, record: &F
     let run = Run::new(&command.sqe).ok().filter(|run| run.count() <= NEEDS);
     let needs = run.map(|run| run.needs(&queue.memory));
     for va in (0..u64::from(record.pages)).map(|page| page_base(record.va) + page * PAGE_SIZE) {
-        let new = queue.reported.insert((va, kind.0));
-        ensure!(new, "page {va:#x} is reported again: {record:x?}");
+        let again = was_reported(queue, va, kind);
+        ensure!(!again, "page {va:#x} is reported again: {record:x?}");
         // Of one whose access would end the command the device may say that it is not there.
         let there = queue.granted.get(&granule(va)).is_some_and(|&since| since < command.at);
         let page = queue.memory.page(va);
@@ -225,6 +225,17 @@ fn check_hint(queue: &mut Queue<'_>, lookahead: u32, removed_at: u64, record: &F
     let first = |access: &Access| access.va() == record.va && access.kind() == kind;
     ensure!(needs.is_none_or(|all| all.iter().any(first)), "an address that nobody needs: {record:x?}");
     Ok(())
+}
+
+/// Notes that a page was reported; whether it was before, and nothing has been granted since. Of a page that is
+/// granted by now nothing is known: the device may have found it, and may lose it again.
+fn was_reported(queue: &mut Queue<'_>, va: u64, kind: AccessKind) -> bool {
+    let page = (page_base(va), kind.0);
+    let before = queue.reported.contains(&page);
+    if !queue.granted.contains_key(&granule(va)) {
+        queue.reported.insert(page);
+    }
+    before
 }
 
 /// The first address of a page, of a 2 MiB page too.

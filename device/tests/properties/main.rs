@@ -44,6 +44,9 @@ const HANG_AGAIN: Duration = Duration::from_secs(3);
 /// The longest program.
 const PROGRAM: usize = 120;
 
+/// Steps between two words about how far it is.
+const PROGRESS: u64 = 50_000;
+
 /// Seeds of programs that found something.
 const REGRESSIONS: [u64; 0] = [];
 
@@ -100,8 +103,12 @@ fn check_many(steps_wanted: u64, name: &str, strategy: &impl Strategy<Value = Pr
     let mut seeds = Random(RandomState::new().hash_one(name));
     let (mut programs, mut steps) = (0, 0);
     while steps < steps_wanted {
+        let before = steps;
         steps += check(seeds.next(), strategy, calm);
         programs += 1;
+        if steps / PROGRESS != before / PROGRESS {
+            println!("{name}: {steps} steps so far, {:?}", start.elapsed());
+        }
     }
     println!("{name}: {steps} steps in {programs} programs, {:?}", start.elapsed());
 }
