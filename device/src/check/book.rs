@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Every *atomic* translation that a thread of the device may still use, and which of them a SYNC strikes out.
+//! Every translation that a thread of the device may still use to store, and which of them a SYNC strikes out.
 //!
 //! Knows neither memory nor shadows. What is entered may be used by any thread until it is struck out; what
 //! is struck out is used by nobody. The book errs on one side only: an engine that evicts a translation does
 //! not tell.
 
 use std::collections::BTreeMap;
-use std::ops::Bound::{Excluded, Included, Unbounded};
 
 use svmx_abi::pci::VA_END;
 
@@ -154,12 +153,6 @@ impl Book {
         self.frames.keys().copied()
     }
 
-    /// Those in a range.
-    pub(super) fn frames_in(&self, first: u64, bytes: u64) -> impl Iterator<Item = u64> {
-        let end = first.checked_add(bytes).map_or(Unbounded, Excluded);
-        self.frames.range((Included(first), end)).map(|(frame, _)| *frame)
-    }
-
     /// Those of an address space.
     pub(super) fn frames_of(&self, asid: u32) -> impl Iterator<Item = u64> {
         self.covered(asid, 0, VA_END - 1).into_iter().map(|(translation, _)| translation.frame)
@@ -295,7 +288,5 @@ mod tests {
         assert!(book.overflown());
         assert_eq!(outcome(&book.synced()), []);
         assert_eq!(book.frames().collect::<Vec<_>>(), [0]);
-        assert_eq!(book.frames_in(0, PAGE).count(), 1);
-        assert_eq!(book.frames_in(PAGE, u64::MAX).count(), 0);
     }
 }

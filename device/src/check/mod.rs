@@ -30,8 +30,8 @@
 //!   walked before or after the tables changed: it stays in the book, and its frame is not watched until it went quietly.
 //! - **Doubt is settled by not watching.** A frame is *abandoned* (its translations stay in the book, its shadow is void)
 //!   when the device stops or a DMA map changes, from before the change until after it; when a queue of its
-//!   address space is destroyed, as that is as good as a SYNC for the queue's accesses; when it is met through
-//!   a translation that can be written and is not *atomic*, or through one of 2 MiB; and when the book is full. Abandoning
+//!   address space is destroyed, as that is as good as a SYNC for the queue's accesses; for as long as the book has
+//!   a translation of it that can be written and is not *atomic*, or one of 2 MiB; and when the book is full. Abandoning
 //!   is sound at any time: an access that began before reads the flag after it read memory, and what would
 //!   make the difference comes after the flag.
 //!
@@ -180,10 +180,15 @@ impl Checker {
         }
     }
 
-    /// A thread may store to these frames, and not as their owner.
-    fn share(&self, first: u64, bytes: u64) {
-        let book = self.book.lock();
-        book.frames_in(first, bytes).for_each(|frame| self.shadows.abandon(frame));
+    /// A thread may store to the pages of a leaf from now on, and not as their owner: nobody knows when. So their
+    /// frames are not watched until this is in the book no longer.
+    fn share(&self, asid: u32, va: u64, first: u64, bytes: u64) {
+        let mut book = self.book.lock();
+        for at in (0..bytes).step_by(PAGE_SIZE as usize) {
+            let translation = Translation { asid, va: va + at, frame: first + at };
+            book.enter(translation);
+            self.shadows.abandon(translation.frame);
+        }
     }
 
     /// A page that was given up is compared and let go. The book is locked, so nobody obtains it meanwhile.
@@ -245,7 +250,8 @@ impl Instrument for Check {
         if page.exclusive() && span == PAGE_SIZE {
             self.checker.hold(self.thread, asid, va, page);
         } else if access.write || access.atomic || access.coherent {
-            self.checker.share(page.frame() & !(span - 1), span);
+            let inside = !(span - 1);
+            self.checker.share(asid, va & inside, page.frame() & inside, span);
         }
     }
 

@@ -117,6 +117,21 @@ fn a_page_that_a_replay_brought_is_held_too() {
 }
 
 #[test]
+fn a_frame_that_is_coherent_elsewhere_is_not_watched() {
+    let mock = checked();
+    let (space, mut queue, frame) = a_page(&mock);
+    let coherent = VA + (1 << 30);
+    mock.map(space, coherent, Pte::leaf(frame, Access::COHERENT));
+    // Known before the other leads there, and used without a word afterwards.
+    for va in [coherent, VA, coherent, VA, coherent] {
+        assert_eq!(queue.run(add(va, 1)).head.status(), Status::SUCCESS);
+    }
+    invalidate(&mock, space, PAGE_SIZE);
+    sync(&mock);
+    assert_eq!((mock.findings().changed, mock.ram64(frame).load(Ordering::Relaxed)), (0, 5));
+}
+
+#[test]
 fn a_page_that_was_given_back_is_the_cpu_s() {
     let mock = checked();
     let (space, mut queue, frame) = a_page(&mock);
