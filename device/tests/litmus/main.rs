@@ -25,7 +25,7 @@ use parse::{Row, rows};
 use svmx_abi::pte::Access;
 
 /// Batches for each row and kind of page, if `SVMX_LITMUS_BATCHES` does not say.
-const BATCHES: u64 = 6;
+const BATCHES: u64 = 21;
 
 /// A test for each row, by its name in the table; and the test that no row is without one.
 macro_rules! litmus {

@@ -20,8 +20,9 @@ use crate::parse::{Agent, Instruction, Outcome, Row};
 /// Instances in a batch; the commands of all fit in a ring.
 const INSTANCES: u64 = 256;
 const RING_LOG2: u8 = 12;
-/// Instances between two meetings of queues.
-const GROUP: u64 = 4;
+/// Instances between two meetings of queues, batch by batch: how close they stay, and whether both are served at
+/// the same time, depends on it, and on the host.
+const GROUPS: [u64; 3] = [4, 32, INSTANCES];
 /// Bytes between two instances' words: a cache line.
 const APART: u64 = 64;
 /// Bytes of all instances of one word.
@@ -80,7 +81,7 @@ pub(crate) fn race(row: &Row, access: Access, batches: u64) -> Seen {
     let mut race = Race { mock: &mock, row, frames, queues, took, random: 1, seen };
     race.write_indices();
     for batch in 0..batches {
-        race.batch(batch % 2 == 0);
+        race.batch(batch % 2 == 0, GROUPS[batch as usize % GROUPS.len()]);
     }
     race.seen
 }
@@ -106,8 +107,8 @@ impl Race<'_> {
         }
     }
 
-    /// All instances once, the first agent's doorbell first or last.
-    fn batch(&mut self, first: bool) {
+    /// All instances once, the first agent's doorbell first or last; queues meet before each group.
+    fn batch(&mut self, first: bool, group: u64) {
         for name in ['x', 'y', 'a', 'b', MEETING] {
             for at in (0..SPAN).step_by(8) {
                 self.mock.ram64(self.frames[&name] + at).store(0, Ordering::Relaxed);
@@ -115,7 +116,7 @@ impl Race<'_> {
         }
         let agents = [&self.row.first, &self.row.second];
         for (queue, agent) in self.queues.iter_mut().zip(agents).filter(|(_, agent)| agent.queue) {
-            self.row.commands(agent).into_iter().for_each(|(_, sqe)| queue.stage(sqe));
+            self.row.commands(agent, group).into_iter().for_each(|(_, sqe)| queue.stage(sqe));
         }
         let start = Instant::now();
         for queue in if first { [0, 1] } else { [1, 0] } {
@@ -129,7 +130,7 @@ impl Race<'_> {
             self.cpu(agent, 1 - at, &mut results, &mut completed);
         }
         for (at, agent) in agents.iter().enumerate().filter(|(_, agent)| agent.queue) {
-            let commands = self.row.commands(agent);
+            let commands = self.row.commands(agent, group);
             while completed[at].len() < commands.len() {
                 completed[at].push(self.queues[at].wait());
             }
@@ -150,7 +151,7 @@ impl Race<'_> {
     fn cpu(&mut self, agent: &Agent, other: usize, results: &mut [Results], completed: &mut [Vec<Cqe>; 2]) {
         let loads_only = agent.steps.iter().all(|step| matches!(step, Instruction::Load(..)));
         if loads_only {
-            let all = self.row.commands([&self.row.first, &self.row.second][other]).len();
+            let all = self.row.commands([&self.row.first, &self.row.second][other], INSTANCES).len();
             while completed[other].len() < all {
                 completed[other].extend(self.queues[other].take());
                 // Where the device is now.
@@ -221,12 +222,12 @@ impl Race<'_> {
 impl Row {
     /// A queue's commands for all instances, the instance as tag; those without an instruction are for queues
     /// to meet.
-    fn commands(&self, agent: &Agent) -> Vec<(Option<Instruction>, Sqe)> {
+    fn commands(&self, agent: &Agent, group: u64) -> Vec<(Option<Instruction>, Sqe)> {
         let mut commands = vec![];
         for instance in 0..INSTANCES {
-            if self.first.queue && self.second.queue && instance.is_multiple_of(GROUP) {
+            if self.first.queue && self.second.queue && instance.is_multiple_of(group) {
                 let word = Sqe { width: WidthLog2::W64, addr: page(MEETING), ..Default::default() };
-                let (compare, arg1) = (2 * (instance / GROUP + 1), Condition::Uge as u64);
+                let (compare, arg1) = (2 * (instance / group + 1), Condition::Uge as u64);
                 commands.push((None, Sqe { opcode: Opcode::FETCH_ADD, operand: 1, ..word }));
                 commands
                     .push((None, Sqe { opcode: Opcode::WAIT, compare, arg0: WAIT_FOREVER, arg1, ..word }));
