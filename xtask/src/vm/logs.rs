@@ -2,6 +2,7 @@
 
 //! What the guest's kernel and the devices logged: which lines mean that something went wrong.
 
+use crate::scenario::Meddling;
 use std::fs;
 use std::path::Path;
 
@@ -11,8 +12,10 @@ pub(super) struct Logs<'a> {
     pub(super) devices: usize,
     /// Whether devices are meant to die.
     pub(super) deaths: bool,
-    /// Set if somebody stores to pages that devices hold: whether they watch those.
-    pub(super) meddling: Option<bool>,
+    /// Whether somebody stores to pages that devices hold.
+    pub(super) meddling: Meddling,
+    /// Whether they look for that.
+    pub(super) watched: bool,
 }
 
 impl Logs<'_> {
@@ -35,9 +38,9 @@ impl Logs<'_> {
     }
 
     fn device_problems(&self, index: usize, log: &str) -> Vec<String> {
-        let meddling = self.meddling.is_some();
-        let found = unclean(&format!("the log of device {index}"), &device_complaints(log, meddling));
-        let missed = self.meddling == Some(true) && !log.contains(MEDDLED);
+        let allowed = self.meddling != Meddling::Never;
+        let found = unclean(&format!("the log of device {index}"), &device_complaints(log, allowed));
+        let missed = self.meddling == Meddling::Always && self.watched && !log.contains(MEDDLED);
         let missed = missed.then(|| format!("device {index} did not see that others store to its pages"));
         found.into_iter().chain(missed).collect()
     }
@@ -187,18 +190,22 @@ mod tests {
     fn meddling_is_seen_exactly_where_it_happens() {
         let log = "2026-01-02T03:04:05.6Z ERROR svmx_device::check: exclusivity: ASID 1, address 0x7000: expected 0x1\n    \
                    0.000000001 s  engine 0: stored 0x1 at offset 0x0\n";
-        let problems = |meddling, log| {
-            let logs = Logs { dir: Path::new("/"), devices: 1, deaths: false, meddling };
-            logs.device_problems(0, log).len()
+        let problems = |log, watched| {
+            [Meddling::Never, Meddling::Perhaps, Meddling::Always].map(|meddling| {
+                let logs = Logs { dir: Path::new("/"), devices: 1, deaths: false, meddling, watched };
+                logs.device_problems(0, log).len()
+            })
         };
-        assert_eq!([None, Some(true), Some(false)].map(|meddling| problems(meddling, log)), [1, 0, 0]);
-        assert_eq!([None, Some(true), Some(false)].map(|meddling| problems(meddling, "")), [0, 1, 0]);
+        assert_eq!(problems(log, true), [1, 0, 0]);
+        assert_eq!(problems("", true), [0, 0, 1]);
+        assert_eq!(problems("", false), [0, 0, 0]);
     }
 
     #[test]
     fn a_log_that_is_missing_or_empty_is_a_problem() {
         let dir = tempfile::tempdir().unwrap();
-        let logs = Logs { dir: dir.path(), devices: 1, deaths: false, meddling: None };
+        let logs =
+            Logs { dir: dir.path(), devices: 1, deaths: false, meddling: Meddling::Never, watched: true };
         assert_eq!(logs.problems().len(), 2);
         for name in ["console.log", "device-0.log"] {
             fs::write(dir.path().join(name), "").unwrap();

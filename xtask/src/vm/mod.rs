@@ -153,7 +153,8 @@ impl Machine {
             dir: &dir,
             devices: devices.len(),
             deaths: plan.scenario.kills_devices,
-            meddling: plan.scenario.meddles.then_some(plan.instruments.check_exclusive),
+            meddling: plan.scenario.meddling,
+            watched: plan.instruments.check_exclusive,
         };
         problems.extend(logs.problems());
         let verdict = match seen.verdict {
