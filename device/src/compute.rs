@@ -28,8 +28,29 @@ pub(crate) trait Word: Copy + PartialEq {
 pub(crate) trait Element: Word {
     /// What `self` becomes (spec 5.2).
     fn compute(self, op: AtomicOp, operand: Self, compare: Self) -> Self;
-    /// One atomic instruction of the host, or a loop around compare-and-swap, on the word at `va`; what it was.
-    fn coherent(page: Page<'_>, va: u64, op: AtomicOp, operand: Self, compare: Self) -> Self;
+    /// One atomic instruction of the host on the word at `va`; what it was. `None`: nothing was done, because
+    /// somebody else has changed the word at each of [`TRIES`] compare-and-swaps.
+    fn coherent(page: Page<'_>, va: u64, op: AtomicOp, operand: Self, compare: Self) -> Option<Self>;
+}
+
+/// Compare-and-swaps that one call of [`Element::coherent`] makes at most. Who calls looks at the log of
+/// invalidations before it calls again, so a CPU that hammers a word holds up no SYNC. A REPLAY has this many.
+const TRIES: u32 = 64;
+
+/// Changes a word that was `seen`, with compare-and-swaps that tell what is there if they fail; what it was.
+#[inline(always)]
+fn change<W: Copy>(
+    mut seen: W,
+    new: impl Fn(W) -> W,
+    mut exchange: impl FnMut(W, W) -> Result<W, W>,
+) -> Option<W> {
+    for _ in 0..TRIES {
+        match exchange(seen, new(seen)) {
+            Ok(old) => return Some(old),
+            Err(now) => seen = now,
+        }
+    }
+    None
 }
 
 macro_rules! word {
@@ -99,30 +120,22 @@ macro_rules! element {
             }
 
             #[inline]
-            fn coherent(page: Page<'_>, va: u64, op: AtomicOp, operand: Self, compare: Self) -> Self {
+            fn coherent(page: Page<'_>, va: u64, op: AtomicOp, operand: Self, compare: Self) -> Option<Self> {
                 const ORDER: Ordering = Ordering::SeqCst;
                 let word: &$atomic = page.$word(va);
                 match op {
-                    AtomicOp::Add => word.fetch_add(operand, ORDER),
-                    AtomicOp::And => word.fetch_and(operand, ORDER),
-                    AtomicOp::Or => word.fetch_or(operand, ORDER),
-                    AtomicOp::Xor => word.fetch_xor(operand, ORDER),
-                    AtomicOp::Swap => word.swap(operand, ORDER),
-                    AtomicOp::Umin => word.fetch_min(operand, ORDER),
-                    AtomicOp::Umax => word.fetch_max(operand, ORDER),
+                    AtomicOp::Add => Some(word.fetch_add(operand, ORDER)),
+                    AtomicOp::Swap => Some(word.swap(operand, ORDER)),
                     AtomicOp::Cas => match word.compare_exchange(compare, operand, ORDER, ORDER) {
-                        Ok(old) | Err(old) => old,
+                        Ok(old) | Err(old) => Some(old),
                     },
-                    AtomicOp::Smin | AtomicOp::Smax | AtomicOp::Fadd => {
-                        let mut old = word.load(Ordering::Relaxed);
-                        loop {
-                            let new = old.compute(op, operand, compare);
-                            match word.compare_exchange_weak(old, new, ORDER, ORDER) {
-                                Ok(old) => return old,
-                                Err(seen) => old = seen,
-                            }
-                        }
-                    }
+                    // x86 has no instruction for these that says what was there: `fetch_or` is a loop without
+                    // an end as well.
+                    _ => change(
+                        word.load(Ordering::Relaxed),
+                        |old| old.compute(op, operand, compare),
+                        |old, new| word.compare_exchange_weak(old, new, ORDER, ORDER),
+                    ),
                 }
             }
         }
@@ -137,10 +150,10 @@ impl Element for u128 {
     fn compute(self, _: AtomicOp, operand: Self, compare: Self) -> Self {
         if self == compare { operand } else { self }
     }
-    fn coherent(page: Page<'_>, va: u64, _: AtomicOp, operand: Self, compare: Self) -> Self {
+    fn coherent(page: Page<'_>, va: u64, _: AtomicOp, operand: Self, compare: Self) -> Option<Self> {
         let word: &AtomicU128 = page.word128(va);
         match word.compare_exchange(compare, operand, Ordering::SeqCst, Ordering::SeqCst) {
-            Ok(old) | Err(old) => old,
+            Ok(old) | Err(old) => Some(old),
         }
     }
 }
@@ -174,6 +187,26 @@ mod tests {
         assert_eq!(u32::MAX.compute(AtomicOp::Smax, 1, 0), 1);
         assert_eq!(u32::MAX.compute(AtomicOp::Add, 1, 0), 0);
         assert_eq!(2.0f64.to_bits().compute(AtomicOp::Fadd, 1.5f64.to_bits(), 0), 3.5f64.to_bits());
+    }
+
+    #[test]
+    fn a_word_that_others_hammer_is_given_up_after_a_while() {
+        let mut tries = 0;
+        let hammered = change(
+            0u32,
+            |old| old | 1,
+            |seen, _| {
+                tries += 1;
+                Err(seen + 2)
+            },
+        );
+        assert_eq!((hammered, tries), (None, TRIES));
+        // Otherwise it is changed once, from what was seen last.
+        let mut word = 8u32;
+        let mut exchange =
+            |seen, new| if seen == word { Ok(std::mem::replace(&mut word, new)) } else { Err(word) };
+        assert_eq!(change(0, |old| old | 1, &mut exchange), Some(8));
+        assert_eq!(word, 9);
     }
 
     #[test]

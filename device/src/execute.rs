@@ -44,7 +44,8 @@ impl Memory {
     }
 
     /// Performs `work`'s next access on the page it was translated to, whose permission suffices, and which
-    /// the caller holds if [`needs_hold`] says so.
+    /// the caller holds if [`needs_hold`] says so. Where others change a *coherent* element all the time it may
+    /// come to nothing, and the access is still the next.
     pub fn perform<I: Instrument>(
         &self,
         watch: &mut Watch<'_, I>,
@@ -53,12 +54,14 @@ impl Memory {
         page: Page<'_>,
     ) {
         let loaded = match access.width {
-            Width::W8 => plain::<u8, I>(watch, access, page),
+            Width::W8 => Some(plain::<u8, I>(watch, access, page)),
             Width::W32 => self.element::<u32, I>(watch, access, page),
             Width::W64 => self.element::<u64, I>(watch, access, page),
             Width::W128 => self.element::<u128, I>(watch, access, page),
         };
-        work.apply(access, loaded);
+        if let Some(loaded) = loaded {
+            work.apply(access, loaded);
+        }
     }
 
     fn element<W: Element, I: Instrument>(
@@ -66,8 +69,10 @@ impl Memory {
         watch: &mut Watch<'_, I>,
         access: &Access,
         page: Page<'_>,
-    ) -> Operand {
-        let To::Atomic(Atomic { op, operand }) = access.to else { return plain::<W, I>(watch, access, page) };
+    ) -> Option<Operand> {
+        let To::Atomic(Atomic { op, operand }) = access.to else {
+            return Some(plain::<W, I>(watch, access, page));
+        };
         let (value, compare) = (W::narrow(operand.value), W::narrow(operand.compare));
         let old = if page.exclusive() {
             // What device hardware does: two transactions, serialized in the device only.
@@ -77,12 +82,12 @@ impl Memory {
             new.store(page, access.va);
             old
         } else {
-            W::coherent(page, access.va, op, value, compare)
+            W::coherent(page, access.va, op, value, compare)?
         };
         let new = old.compute(op, value, compare);
         let stored = page.exclusive() || op != AtomicOp::Cas || old == compare;
         watch.tell(page, access.va, Some(old), stored.then_some(new));
-        Operand { value: old.widen(), compare: 0 }
+        Some(Operand { value: old.widen(), compare: 0 })
     }
 
     fn delay(&self) {

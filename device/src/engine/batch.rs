@@ -152,7 +152,8 @@ impl<I: Instrument> Engine<I> {
                 old.compute(op, value, compare).store(hit.page, va);
                 old
             } else if hit.page.access().coherent && hit.page.writable() {
-                W::coherent(hit.page, va, op, value, compare)
+                let Some(old) = W::coherent(hit.page, va, op, value, compare) else { return k };
+                old
             } else {
                 return k;
             };
