@@ -144,14 +144,17 @@ impl Access {
 }
 
 impl Work {
-    /// A command that begins now.
+    /// A command that begins now, by the thread that goes on with it: a WAIT's time runs, and a FENCE is done.
     pub fn new(command: Command) -> Self {
-        let deadline = match command {
+        let mut deadline = None;
+        match command {
             Command::Wait(Wait { time, .. }) if time != WAIT_FOREVER => {
-                Instant::now().checked_add(Duration::from_nanos(time))
+                deadline = Instant::now().checked_add(Duration::from_nanos(time));
             }
-            _ => None,
-        };
+            // spec 10.5: everything before was made by this queue's commands, in order.
+            Command::Fence => fence(Ordering::SeqCst),
+            _ => {}
+        }
         Work { command, applied: 0, result: 0, held: Held::default(), deadline, waits: false, ended: None }
     }
 
@@ -200,12 +203,8 @@ impl Work {
             return Next::End(status, va);
         }
         match &self.command {
-            Command::Nop => Next::End(Status::SUCCESS, 0),
-            Command::Fence => {
-                // spec 10.5: everything before was made by this queue's commands, in order.
-                fence(Ordering::SeqCst);
-                Next::End(Status::SUCCESS, 0)
-            }
+            // A FENCE was done when it began.
+            Command::Nop | Command::Fence => Next::End(Status::SUCCESS, 0),
             Command::Read(Target { va, width }) => self.once(Access::load(*va, *width, Part::Element)),
             Command::Write(Target { va, width }, value) => {
                 self.once(Access::store(*va, *width, (*value).into(), Part::Element))
