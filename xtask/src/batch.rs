@@ -37,7 +37,7 @@ pub(crate) fn plan(options: &RunOptions, scenario: &'static Scenario) -> Plan {
         devices: options.vm.devices.unwrap_or(scenario.devices),
         engines: options.vm.engines,
         rmw_delay: options.vm.rmw_delay,
-        instruments: Instruments::new(&options.vm),
+        instruments: Instruments::new(&options.vm, scenario),
         // A hasher of the standard library is seeded at random.
         seed: options.seed.unwrap_or_else(|| RandomState::new().hash_one(scenario.name) >> 1),
         timeout: Some(Duration::from_secs(options.timeout.unwrap_or(own))),

@@ -36,7 +36,8 @@ pub(crate) struct VmOptions {
     /// The device waits this long between the read and the write of an atomic [default: the scenario's own]
     #[arg(long, value_name = "NS", value_parser = clap::value_parser!(u64).range(0..=1_000_000_000))]
     pub(crate) rmw_delay: Option<u64>,
-    /// Whether the devices report who else stores to pages that they hold exclusively, which fails the scenario
+    /// Whether the devices report who else stores to pages that they hold exclusively, which fails the scenario;
+    /// those of scenarios called *-unwatched never do
     #[arg(long, value_enum, value_name = "WHETHER", num_args = 0..=1, require_equals = true,
           default_value_t, default_missing_value = "on")]
     pub(crate) check_exclusive: Switch,

@@ -2,10 +2,12 @@
 
 //! The table of what is run in the guest: one row a scenario.
 
-/// A row. The guest's workload of the same name does the work and judges it.
+/// A row. A workload in the guest does the work and judges it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
+    /// What the guest calls its workload, if not by the row's name.
+    pub(crate) workload: Option<&'static str>,
     /// What a pass shows, in a line.
     pub(crate) shows: &'static str,
     /// Devices it has unless `--devices` says otherwise; it can't do with fewer.
@@ -16,6 +18,8 @@ pub(crate) struct Scenario {
     pub(crate) rmw_delay: Option<u64>,
     /// How the devices misbehave, besides what `--chaos` says.
     pub(crate) chaos: Option<&'static str>,
+    /// Whether exclusivity checkers look on, unless `--check-exclusive=off` says that none does.
+    pub(crate) watched: bool,
     /// Whether somebody else stores to pages that the device holds.
     pub(crate) meddling: Meddling,
     /// Parameters of the driver.
@@ -46,12 +50,14 @@ pub(crate) enum Meddling {
 /// What a row is unless it says otherwise.
 const ROW: Scenario = Scenario {
     name: "",
+    workload: None,
     shows: "",
     devices: 1,
     // Two, also on a small host: what engines do to each other is to be seen.
     engines: 2,
     rmw_delay: None,
     chaos: None,
+    watched: true,
     meddling: Meddling::Never,
     module: "",
     duration: None,
@@ -62,12 +68,22 @@ const ROW: Scenario = Scenario {
     timeout: 180,
 };
 
+/// A workload with a device as users have it. One that is watched takes each element the general way, as its
+/// instrument is told of every access; only one that nobody watches works on many at a time.
+const UNWATCHED: Scenario = Scenario { watched: false, ..ROW };
+
 /// All scenarios, in the order in which they run.
-pub(crate) const SCENARIOS: [Scenario; 15] = [
+pub(crate) const SCENARIOS: [Scenario; 19] = [
     Scenario {
         name: "counter",
         shows: "CPU threads and the device on the same counters: the sum is exact",
         ..ROW
+    },
+    Scenario {
+        name: "counter-unwatched",
+        workload: Some("counter"),
+        shows: "the same with nobody looking on, as users have it",
+        ..UNWATCHED
     },
     Scenario {
         name: "counter-slow",
@@ -91,9 +107,21 @@ pub(crate) const SCENARIOS: [Scenario; 15] = [
         ..ROW
     },
     Scenario {
+        name: "atomics-unwatched",
+        workload: Some("atomics"),
+        shows: "the same with nobody looking on: many elements at a time",
+        ..UNWATCHED
+    },
+    Scenario {
         name: "litmus",
         shows: "a CPU thread against a queue: no outcome that the memory model forbids",
         ..ROW
+    },
+    Scenario {
+        name: "litmus-unwatched",
+        workload: Some("litmus"),
+        shows: "the same with nobody looking on",
+        ..UNWATCHED
     },
     Scenario {
         name: "two-devices",
@@ -112,6 +140,12 @@ pub(crate) const SCENARIOS: [Scenario; 15] = [
         name: "discard",
         shows: "memory discarded at the moment the device gets it: no write goes astray",
         ..ROW
+    },
+    Scenario {
+        name: "discard-unwatched",
+        workload: Some("discard"),
+        shows: "the same with nobody looking on",
+        ..UNWATCHED
     },
     Scenario {
         name: "reload",
@@ -167,6 +201,13 @@ pub(crate) const DEMONSTRATION: [&str; 2] = ["counter", "counter-unprotected"];
 /// An interactive guest: not in the table, as it shows nothing.
 pub(crate) const SHELL: Scenario = Scenario { name: "shell", ..ROW };
 
+impl Scenario {
+    /// What the guest is told to run.
+    pub(crate) fn workload(&self) -> &'static str {
+        self.workload.unwrap_or(self.name)
+    }
+}
+
 /// The row of that name.
 pub(crate) fn find(name: &str) -> Option<&'static Scenario> {
     SCENARIOS.iter().find(|scenario| scenario.name == name)
@@ -187,5 +228,20 @@ mod tests {
                 .all(|row| !row.shows.is_empty() && row.devices > 0 && row.engines > 0 && row.timeout > 0)
         );
         assert!(DEMONSTRATION.iter().all(|name| find(name).is_some()));
+    }
+
+    #[test]
+    fn a_row_without_watchers_differs_in_nothing_else() {
+        let unwatched: Vec<_> = SCENARIOS.iter().filter(|row| !row.watched).collect();
+        assert_eq!(unwatched.len(), 4);
+        for row in unwatched {
+            let watched = find(row.workload()).expect("its workload has a row of its own");
+            let Scenario { name, workload, shows, watched: looks_on, .. } = *watched;
+            assert!(looks_on && workload.is_none());
+            assert_eq!(row.name, format!("{name}-unwatched"));
+            assert_eq!(Scenario { name, workload, shows, watched: true, ..*row }, *watched);
+            // What else would keep engines from working on many elements at a time.
+            assert_eq!((row.rmw_delay, row.chaos), (None, None), "{}", row.name);
+        }
     }
 }

@@ -20,7 +20,7 @@ pub(crate) async fn run(options: VmOptions) -> Result<()> {
         devices: options.devices.unwrap_or(scenario::SHELL.devices),
         engines: options.engines,
         rmw_delay: options.rmw_delay,
-        instruments: Instruments::new(&options),
+        instruments: Instruments::new(&options, &scenario::SHELL),
         seed: 0,
         timeout: None,
     };

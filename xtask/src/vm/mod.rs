@@ -183,7 +183,10 @@ impl Machine {
         }
         line.push_str(&format!(
             " svmx_init.scenario={} svmx_init.seed={} svmx_init.cpus={} svmx_init.devices={}",
-            plan.scenario.name, plan.seed, self.cpus, plan.devices
+            plan.scenario.workload(),
+            plan.seed,
+            self.cpus,
+            plan.devices
         ));
         if !plan.scenario.module.is_empty() {
             line.push_str(&format!(" svmx_init.module={}", plan.scenario.module));
@@ -232,9 +235,10 @@ impl Plan {
 }
 
 impl Instruments {
-    pub(crate) fn new(options: &VmOptions) -> Self {
+    /// Those that `options` ask for and `scenario` has.
+    pub(crate) fn new(options: &VmOptions, scenario: &Scenario) -> Self {
         Instruments {
-            check_exclusive: options.check_exclusive == Switch::On,
+            check_exclusive: options.check_exclusive == Switch::On && scenario.watched,
             chaos: options.chaos.clone(),
             trace: options.trace.clone(),
         }
@@ -280,6 +284,33 @@ async fn end_qemu(qemu: &mut Running) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::RunOptions;
+    use crate::{batch, scenario};
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: RunOptions,
+    }
+
+    fn device_options(name: &str, line: &[&str]) -> Vec<String> {
+        let line = Line::parse_from(["xtask", "--seed", "7"].iter().chain(line));
+        let plan = batch::plan(&line.options, scenario::find(name).unwrap());
+        plan.device_options(1).unwrap().into_iter().map(|option| option.into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_device_gets_what_its_row_and_the_user_say() {
+        let plain = ["--engines", "2"];
+        assert_eq!(device_options("counter", &[]), [&plain[..], &["--check-exclusive"]].concat());
+        assert_eq!(device_options("counter", &["--check-exclusive=off"]), plain);
+        assert_eq!(device_options("counter-unwatched", &[]), plain);
+        assert_eq!(device_options("counter-unwatched", &["--check-exclusive"]), plain);
+        let both = device_options("device-silent", &["--chaos", "light", "--engines", "1"]);
+        let chaos = ["--chaos", "light,silent-after=400", "--seed", "8"];
+        assert_eq!(both, [&["--engines", "1", "--check-exclusive"][..], &chaos].concat());
+    }
 
     #[test]
     fn the_guest_gives_up_first() {

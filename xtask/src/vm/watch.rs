@@ -178,7 +178,7 @@ impl<'a> Watch<'a> {
     async fn drain(&mut self, connections: &mut Connections) {
         let rest = async {
             while let Ok(Some(line)) = connections.lines.next_line().await {
-                self.transcript.line(&line, self.scenario.name);
+                self.transcript.line(&line, self.scenario.workload());
             }
         };
         if tokio::time::timeout(Duration::from_secs(5), rest).await.is_err() {
@@ -190,7 +190,7 @@ impl<'a> Watch<'a> {
     }
 
     async fn line(&mut self, line: &str, answers: &mut OwnedWriteHalf) -> Result<()> {
-        let Some((id, action)) = self.transcript.line(line, self.scenario.name) else { return Ok(()) };
+        let Some((id, action)) = self.transcript.line(line, self.scenario.workload()) else { return Ok(()) };
         let (Action::KillDevice { device: index } | Action::StopDevice { device: index, .. }) = action;
         let count = self.devices.len();
         let Some(device) = self.devices.get_mut(index) else {
