@@ -31,8 +31,10 @@ pub(super) enum Entered {
     First,
     /// Others can, or the same again.
     Again,
-    /// Not known well enough to watch it.
-    Unwatched,
+    /// Nothing is worth watching just now.
+    Closed,
+    /// There is no room for it, or was none for one that may lead to the same frame.
+    Lost,
 }
 
 /// A translation that a SYNC is about.
@@ -68,8 +70,9 @@ pub(super) struct Book {
     serial: u64,
     /// Upheavals under way.
     closed: u32,
-    /// There was no room: somebody may use what is not here.
-    lost: bool,
+    /// Address spaces of which somebody may use what is not here, as there was no room, with the serial at which one of
+    /// their translations was last left out.
+    lost: BTreeMap<u32, u64>,
     overflown: bool,
 }
 
@@ -88,15 +91,16 @@ impl Book {
             return Entered::Again;
         }
         if self.translations.len() >= self.most {
-            self.lost = true;
-            return Entered::Unwatched;
+            self.lost.insert(translation.asid, self.serial);
+            return Entered::Lost;
         }
         self.translations.insert(translation, self.serial);
         let count = self.frames.entry(translation.frame).or_insert(0);
         *count += 1;
         match *count {
-            1 if self.closed == 0 && !self.lost => Entered::First,
-            1 => Entered::Unwatched,
+            1 if !self.lost.is_empty() => Entered::Lost,
+            1 if self.closed > 0 => Entered::Closed,
+            1 => Entered::First,
             _ => Entered::Again,
         }
     }
@@ -128,6 +132,10 @@ impl Book {
         let mut struck = Vec::new();
         // The latest first: it decides about a translation that several are about.
         for Announced { asid, first, last, serial } in std::mem::take(&mut self.announced).into_iter().rev() {
+            if (first, last) == (0, VA_END - 1) {
+                // Nobody knows which translations of a space were left out, so only what takes all of them does.
+                self.lost.retain(|&space, obtained| (asid != 0 && asid != space) || *obtained >= serial);
+            }
             for (translation, obtained) in self.covered(asid, first, last) {
                 if obtained < serial {
                     self.strike(translation, &mut struck);
@@ -145,6 +153,7 @@ impl Book {
         for (translation, _) in self.covered(asid, 0, VA_END - 1) {
             self.strike(translation, &mut struck);
         }
+        self.lost.remove(&asid);
         struck
     }
 
@@ -201,6 +210,7 @@ impl Book {
 #[cfg(test)]
 mod tests {
     use super::{Book, Entered, MOST_ANNOUNCED, Struck, Translation};
+    use svmx_abi::pci::VA_END;
 
     const PAGE: u64 = 0x1000;
     const MOST: usize = 100;
@@ -258,21 +268,62 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_or_full_book_has_nothing_worth_watching() {
+    fn a_closed_book_has_nothing_worth_watching() {
         let mut book = Book::new(MOST);
         book.close();
-        assert_eq!(book.enter(at(1, 0, 0)), Entered::Unwatched);
+        assert_eq!(book.enter(at(1, 0, 0)), Entered::Closed);
         book.open();
         assert_eq!(book.enter(at(1, 0, 0)), Entered::Again);
         for page in 1..MOST as u64 {
             assert_eq!(book.enter(at(1, page * PAGE, page * PAGE)), Entered::First);
         }
+    }
+
+    /// A book with no room, in one address space.
+    fn full() -> Book {
+        let mut book = Book::new(MOST);
+        for page in 0..MOST as u64 {
+            assert_eq!(book.enter(at(1, page * PAGE, page * PAGE)), Entered::First);
+        }
+        book
+    }
+
+    #[test]
+    fn what_had_no_room_makes_others_doubtful_until_it_is_gone() {
+        let end: [fn(&mut Book); 4] = [
+            |book| drop(book.strike_space(2)),
+            |book| drop((book.invalidating(2, 0, u64::MAX), book.synced())),
+            |book| drop((book.invalidating(0, 0, u64::MAX), book.synced())),
+            Book::clear,
+        ];
+        for end in end {
+            let mut book = full();
+            let one_more = at(2, 0, MOST as u64 * PAGE);
+            assert_eq!(book.enter(one_more), Entered::Lost);
+            assert_eq!(book.strike_space(1).len(), MOST);
+            // Somebody may use that frame and is not in the book.
+            assert_eq!(book.enter(Translation { asid: 3, ..one_more }), Entered::Lost);
+            book.strike_space(3);
+            end(&mut book);
+            assert_eq!(book.enter(one_more), Entered::First);
+        }
+    }
+
+    #[test]
+    fn what_had_no_room_may_be_used_behind_a_smaller_or_earlier_invalidation() {
+        let mut book = full();
         let one_more = at(2, 0, MOST as u64 * PAGE);
-        assert_eq!(book.enter(one_more), Entered::Unwatched);
-        assert_eq!(book.strike_space(1).len(), MOST);
-        // Somebody may use that frame and is not in the book.
-        assert_eq!(book.enter(Translation { asid: 3, ..one_more }), Entered::Unwatched);
-        book.clear();
+        book.invalidating(0, 0, u64::MAX);
+        assert_eq!(book.enter(one_more), Entered::Lost);
+        book.synced();
+        book.invalidating(2, 0, VA_END - PAGE);
+        book.synced();
+        book.invalidating(1, 0, u64::MAX);
+        book.synced();
+        assert_eq!(book.enter(at(3, 0, one_more.frame)), Entered::Lost);
+        // All but what is obtained while it is under way.
+        book.invalidating(0, 0, u64::MAX);
+        book.synced();
         assert_eq!(book.enter(one_more), Entered::First);
     }
 

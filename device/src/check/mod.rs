@@ -42,7 +42,9 @@
 //! # What is bounded
 //!
 //! [`shadow::SLOTS`] pages are watched at a time, in about 290 MiB if all are; [`book::MOST`] translations are known, about
-//! 20 MiB. Beyond that pages are held unwatched, which is said at the end. Reports in full: [`REPORTS`].
+//! 20 MiB. Beyond that pages are held unwatched, which is counted and said at the end: one page at a time where there is
+//! no shadow for it; where the book has left a translation out, every page that is obtained until nobody can use what was
+//! left out, as its address space has ended or been invalidated whole. Reports in full: [`REPORTS`].
 
 mod book;
 mod shadow;
@@ -84,7 +86,8 @@ pub struct Findings {
     pub changed: u64,
     /// Pages that were compared whole.
     pub compared: u64,
-    /// Pages that were held unwatched, because there was no room for their shadow.
+    /// How often a page was held that could not be watched, because there was no room for its shadow, or for all
+    /// translations that may lead there.
     pub unwatched: u64,
 }
 
@@ -133,10 +136,13 @@ impl Checker {
         }
     }
 
-    /// Says at the end what was found. More than nothing is an error.
+    /// Says at the end what was found. More than nothing is an error, and less than a look at everything a warning.
     pub fn summarize(&self) {
         let Findings { changed, compared, unwatched } = self.findings();
         tracing::info!(compared, unwatched, "exclusivity: pages compared");
+        if unwatched > 0 {
+            tracing::warn!("exclusivity: {unwatched} times a page was held unwatched: there was no room");
+        }
         if changed > 0 {
             tracing::error!("exclusivity: {changed} values changed in pages that the device held");
         }
@@ -173,7 +179,11 @@ impl Checker {
                 self.unwatched.fetch_add(1, Ordering::Relaxed);
             }
             Entered::First | Entered::Again => {}
-            Entered::Unwatched => self.shadows.abandon(frame),
+            Entered::Closed => self.shadows.abandon(frame),
+            Entered::Lost => {
+                self.shadows.abandon(frame);
+                self.unwatched.fetch_add(1, Ordering::Relaxed);
+            }
         }
         if let Some(shadow) = self.shadows.find(frame) {
             shadow.record(self.event(thread, What::Translated, 0, asid.into()));
@@ -308,5 +318,68 @@ impl Instrument for Check {
     fn destroyed(&mut self, rings: &Rings) {
         let book = self.checker.book.lock();
         book.frames_of(rings.asid).for_each(|frame| self.checker.shadows.abandon(frame));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::DmaMap;
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use svmx_abi::pte::Access;
+
+    const ROOM: usize = 4;
+
+    fn memory(pages: u64) -> GuestMemory {
+        let file = std::fs::File::from(memfd_create("test", MFdFlags::MFD_CLOEXEC).unwrap());
+        let size = pages * PAGE_SIZE;
+        file.set_len(size).unwrap();
+        GuestMemory::default().with_map(DmaMap { address: 0, size, file, offset: 0, writable: true }).unwrap()
+    }
+
+    fn checker(slots: usize, translations: usize) -> Arc<Checker> {
+        let book = Mutex::new(Book::new(translations));
+        Arc::new(Checker { shadows: Shadows::new(slots), book, ..Default::default() })
+    }
+
+    /// Obtains that page, in an address space, where it is.
+    fn obtain(check: &mut Check, memory: &GuestMemory, asid: u32, number: u64) {
+        let page = memory.page(number * PAGE_SIZE, true).unwrap().with_access(Access::EXCLUSIVE);
+        check.translated(asid, number * PAGE_SIZE, PAGE_SIZE, page);
+    }
+
+    fn give_back(check: &mut Check, memory: &GuestMemory, asid: u32) {
+        check.invalidating(Record::Range { asid, va: 0, len: u64::MAX });
+        check.synced(memory);
+    }
+
+    #[test]
+    fn a_page_without_room_for_its_shadow_is_counted() {
+        let (checker, memory) = (checker(ROOM, book::MOST), memory(ROOM as u64 + 1));
+        let mut check = Check::new(checker.clone(), Thread::Engine(0));
+        (0..=ROOM as u64).for_each(|number| obtain(&mut check, &memory, 1, number));
+        assert_eq!(checker.findings().unwatched, 1);
+    }
+
+    #[test]
+    fn what_is_missed_when_the_book_was_full_is_counted_and_it_sees_again() {
+        let (checker, memory) = (checker(100, ROOM), memory(ROOM as u64 + 2));
+        let mut check = Check::new(checker.clone(), Thread::Engine(0));
+        (0..ROOM as u64).for_each(|number| obtain(&mut check, &memory, 1, number));
+        assert_eq!(checker.findings().unwatched, 0);
+        obtain(&mut check, &memory, 2, ROOM as u64);
+        assert_eq!(checker.findings().unwatched, 1);
+        // There is room again, but a translation that is not in the book may lead to any frame.
+        give_back(&mut check, &memory, 1);
+        assert_eq!(checker.findings().compared, ROOM as u64);
+        obtain(&mut check, &memory, 1, 0);
+        assert_eq!(checker.findings().unwatched, 2);
+        give_back(&mut check, &memory, 0);
+        assert_eq!(checker.findings(), Findings { changed: 0, compared: ROOM as u64, unwatched: 2 });
+        // Now nobody has any.
+        obtain(&mut check, &memory, 2, ROOM as u64);
+        memory.word64(ROOM as u64 * PAGE_SIZE, true).unwrap().store(1, Ordering::Relaxed);
+        give_back(&mut check, &memory, 2);
+        assert_eq!(checker.findings(), Findings { changed: 1, compared: ROOM as u64 + 1, unwatched: 2 });
     }
 }

@@ -114,7 +114,8 @@ fn is_bad(line: &str, deaths: bool) -> bool {
     (bad || ours("leaked") || (!deaths && ours("declared dead"))) && !announcement
 }
 
-/// The lines of a device's log that mean that the driver, the VMM or the device did something wrong.
+/// The lines of a device's log that mean that the driver, the VMM or the device did something wrong, or that its checker
+/// did not see everything.
 fn device_complaints(log: &str, meddling: bool) -> Vec<&str> {
     let is_bad = |line: &&str| {
         let level = line.split_whitespace().nth(1);
@@ -180,6 +181,7 @@ mod tests {
             "2026-01-02T03:04:05.6Z  WARN svmx_device::control: the driver broke a rule: BadRing; stopped until reset",
             "2026-01-02T03:04:05.6Z  WARN svmx_device::control: control entry 0x3 refused: Some(\"BAD_ID\")",
             "2026-01-02T03:04:05.6Z ERROR svmx_device::device: a thread of the device panicked",
+            "2026-01-02T03:04:05.6Z  WARN svmx_device::check: exclusivity: 3 times a page was held unwatched: there was no room",
             "thread 'engine' panicked at device/src/engine.rs:1:1:",
         ] {
             assert_eq!(device_complaints(line, true), [line]);
