@@ -19,7 +19,7 @@ pub const STREAMS: usize = 4;
 /// The stream of elements.
 const ELEMENTS: usize = 2;
 /// Elements whose pages are looked for at most.
-const STEPS: u32 = 4096;
+const STEPS: u32 = 1024;
 
 /// The address of element `i` is `first + i * step`.
 #[derive(Clone, Copy, Debug)]
@@ -95,14 +95,22 @@ impl Pending {
         self.0.retain(|(page, kind)| keep(*page, *kind));
     }
 
-    /// Remembers the page of `va`, unless it is here or there is no room: whether it did.
-    pub fn insert(&mut self, va: u64, kind: AccessKind) -> bool {
+    /// Whether there is no room for another page.
+    pub fn is_full(&self) -> bool {
+        self.0.len() >= Self::MOST
+    }
+
+    /// Whether the page of `va` is here.
+    pub fn contains(&self, va: u64) -> bool {
         let page = page_base(va);
-        let new = self.0.len() < Self::MOST && self.0.iter().all(|(there, _)| *there != page);
-        if new {
-            self.0.push((page, kind));
+        self.0.iter().any(|(there, _)| *there == page)
+    }
+
+    /// Remembers the page of `va`, unless it is here or there is no room.
+    pub fn insert(&mut self, va: u64, kind: AccessKind) {
+        if !self.is_full() && !self.contains(va) {
+            self.0.push((page_base(va), kind));
         }
-        new
     }
 }
 

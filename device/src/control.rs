@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Instant;
 
+use parking_lot::MutexGuard;
 use svmx_abi::control::{self, CompletionWord, ControlEntry, ControlOpcode};
 use svmx_abi::pci::{
     MAX_CONTEXTS, MAX_RING_LOG2, MIN_RING_LOG2, NUM_VECTORS, PAGE_SIZE, VA_END, VECTOR_COMPLETION_FIRST,
@@ -30,7 +31,7 @@ use crate::memory::{GuestMemory, Page};
 use crate::mmu;
 use crate::model::{Context, Model};
 use crate::ownership::{Claimant, Hold};
-use crate::queue::{Rings, State};
+use crate::queue::{Queue, Rings, State};
 use crate::work::Access;
 
 /// The control thread.
@@ -165,7 +166,7 @@ impl<I: Instrument> Controller<I> {
         let mut step = Step::Nothing;
         while let Some(number) = self.model.faults.next_waiting() {
             let Some(queue) = self.model.queues.get(number) else { continue };
-            let mut guard = queue.state.lock();
+            let mut guard = take(queue);
             let Some(state) = guard.as_mut() else { continue };
             if state.stall.is_none_or(|stall| stall.reported) {
                 continue;
@@ -330,7 +331,7 @@ impl<I: Instrument> Controller<I> {
         let Some(queue) = model.queues.get(number).filter(|queue| queue.stalled_by(fault_id)) else {
             return;
         };
-        let mut guard = queue.state.lock();
+        let mut guard = take(queue);
         let Some(state) = guard.as_mut() else { return };
         let Some(access) = queue.unstall(state, fault_id) else { return };
         how(self, state, &access);
@@ -375,6 +376,15 @@ impl<I: Instrument> Controller<I> {
         let good = page_offset(base) == 0 && self.memory.contains(base, size, write);
         if good { Ok(()) } else { Err(Status::BAD_RING) }
     }
+}
+
+/// The state of a queue that is stalled, or was a moment ago. An engine that has it may be looking ahead for it,
+/// and lets go at the next page.
+fn take(queue: &Queue) -> MutexGuard<'_, Option<State>> {
+    queue.want(true);
+    let guard = queue.state.lock();
+    queue.want(false);
+    guard
 }
 
 /// Waits until a frame can be used for one access: an engine that owns it goes on to its next element first.

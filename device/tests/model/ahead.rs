@@ -12,7 +12,9 @@ use svmx_abi::queue::{Opcode, Sqe, SqeFlags, WidthLog2};
 use svmx_abi::regs::{self, Counter, MAX_LOOKAHEAD};
 use svmx_abi::status::Status;
 
-use mock_driver::{Mock, UserQueue, add_indexed, add_strided, options, wait_until};
+use svmx_device::memory::DmaMap;
+
+use mock_driver::{Mock, RAM, UserQueue, add_indexed, add_strided, memfd, options, wait_until};
 
 const VA: u64 = 0x7000_0000;
 const PAGE: i32 = PAGE_SIZE as i32;
@@ -140,6 +142,60 @@ fn a_fault_queue_that_is_half_full_takes_faults_only() {
     assert_eq!(mock.counter(Counter::Lookahead), 1);
     let kinds = [(); 4].map(|()| mock.next_fault().head.is_look_ahead());
     assert_eq!(kinds, [false, true, false, false]);
+}
+
+#[test]
+fn what_the_driver_can_t_change_is_not_reported() {
+    let mock = looking_ahead(8, 6);
+    let space = mock.space();
+    let file = memfd(PAGE_SIZE);
+    let read_only = DmaMap { address: RAM, size: PAGE_SIZE, file, offset: 0, writable: false };
+    mock.device.lock().dma_map(read_only).unwrap();
+    let mut queue = UserQueue::new(&mock, space);
+    // Memory that is read-only to the device, no memory, and an entry that is malformed.
+    let [nowhere, reserved] =
+        [Pte::leaf(2 * RAM, Access::EXCLUSIVE), Pte(Pte::leaf(0, Access::EXCLUSIVE).0 | 1 << 62)];
+    for last in [Pte::leaf(RAM, Access::EXCLUSIVE), nowhere, reserved] {
+        mock.map(space, VA + 3 * PAGE_SIZE, last);
+        queue.submit(add_strided(VA, 6, PAGE));
+        let (fault, ahead) = faults(&mock, 1);
+        // The command ends at the fourth page: it needs none behind it either.
+        assert_eq!(ahead, [(VA + PAGE_SIZE, 2)], "{last:?}");
+        cancel(&mock, &mut queue, &fault);
+    }
+}
+
+#[test]
+fn it_looks_at_a_few_pages_only() {
+    let mock = looking_ahead(4, 6);
+    let space = mock.space();
+    let frame = mock.pages(1);
+    let mut queue = UserQueue::new(&mock, space);
+    // Twice the limit, and a few.
+    (1..40).for_each(|page| mock.map(space, VA + page * PAGE_SIZE, Pte::leaf(frame, Access::EXCLUSIVE)));
+    queue.submit(add_strided(VA, 50, PAGE));
+    let (fault, _) = faults(&mock, 0);
+    cancel(&mock, &mut queue, &fault);
+    let walks = mock.counter(Counter::Walks);
+    assert!((9..=16).contains(&walks), "{walks}");
+}
+
+#[test]
+fn a_command_that_can_report_no_more_does_not_look() {
+    let most = u64::from(MAX_LOOKAHEAD);
+    let mock = looking_ahead(MAX_LOOKAHEAD, 6);
+    let space = mock.space();
+    let mut queue = UserQueue::new(&mock, space);
+    queue.submit(add_strided(VA, 4 * MAX_LOOKAHEAD, PAGE));
+    let (fault, ahead) = faults(&mock, 1);
+    assert_eq!(ahead, [(VA + PAGE_SIZE, MAX_LOOKAHEAD)]);
+    let before = mock.counter(Counter::Walks);
+    replay(&mock, &fault, Pte::leaf(mock.pages(1), Access::EXCLUSIVE));
+    let (fault, _) = faults(&mock, 0);
+    cancel(&mock, &mut queue, &fault);
+    // The fault's own, and one for each page that is pending.
+    let walks = mock.counter(Counter::Walks) - before;
+    assert!(walks <= most + 2, "{walks}");
 }
 
 #[test]
