@@ -53,8 +53,8 @@ pub trait Instrument: Debug + Send + 'static {
     /// has `span` bytes, of which `page` holds the address.
     fn translated(&mut self, _asid: u32, _va: u64, _span: u64, _page: Page<'_>) {}
 
-    /// An access was done, by an engine or on a REPLAY. If the page is *atomic* nobody else of this device
-    /// has touched its element since. The two halves of a CAS's operand come as two.
+    /// An access was done on an *atomic* page, by an engine or on a REPLAY. Nobody else of this device has touched
+    /// its element since. The two halves of a CAS's operand come as two.
     fn effect(&mut self, _asid: u32, _va: u64, _bytes: u64, _page: Page<'_>, _effect: Effect) {}
 
     /// The control thread begins an entry: whether it goes on, or does nothing more for good.

@@ -267,9 +267,7 @@ impl Instrument for Check {
 
     #[inline]
     fn effect(&mut self, asid: u32, va: u64, bytes: u64, page: Page<'_>, effect: Effect) {
-        let Some(shadow) = self.checker.shadows.find(page.frame()).filter(|_| page.exclusive()) else {
-            return;
-        };
+        let Some(shadow) = self.checker.shadows.find(page.frame()) else { return };
         let offset = page_offset(va);
         // What was found is expected from now on: a change is reported once.
         let Some(left) = effect.new.or(effect.old) else { return };
