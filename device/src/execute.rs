@@ -104,6 +104,7 @@ impl Memory {
 /// Whether an access is serialized with those of other engines: by [`crate::ownership`].
 #[inline]
 pub fn needs_hold<I: Instrument>(access: &Access, page: Page<'_>) -> bool {
+    // By an *atomic* translation alone: that there is no other that stores is the driver's duty (spec 6.3).
     // Whoever is told of loads is told of them in their place among other engines' stores.
     page.exclusive() && (access.writes() || I::ELEMENTS)
 }
