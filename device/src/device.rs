@@ -182,9 +182,9 @@ impl Device {
         Ok(())
     }
 
-    /// Gives a vector its event, or takes it away.
-    pub fn set_interrupt(&self, vector: u32, event: Option<File>) {
-        self.model.interrupts.set(vector, event);
+    /// Gives a vector its eventfd, or takes it away. False if it was given something else, which is not taken.
+    pub fn set_interrupt(&self, vector: u32, event: Option<File>) -> bool {
+        self.model.interrupts.set(vector, event)
     }
 
     /// Takes all events away.

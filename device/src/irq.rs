@@ -3,21 +3,25 @@
 //! MSI-X vectors: event file descriptors that the VMM gives, and the pending bits of vectors that
 //! have none for the moment, or may not be raised while bus mastering is off (spec 1.2). Table and masks
 //! are the VMM's.
+//!
+//! Whoever raises an interrupt never waits for the VMM ([`eventfd`]), so locks here are held for moments.
+
+mod eventfd;
 
 use std::fs::File;
-use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use parking_lot::Mutex;
 use svmx_abi::pci::NUM_VECTORS;
 
 use crate::instrument::Hook;
+use eventfd::Signaller;
 
 /// All vectors.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Interrupts {
     vectors: [Mutex<Vector>; NUM_VECTORS as usize],
+    signaller: Signaller,
     /// Bus mastering. Read with a vector's lock held.
     permitted: AtomicBool,
     /// Who is told of vectors that are raised, and may take one (true) to deliver it later.
@@ -28,6 +32,18 @@ pub struct Interrupts {
 struct Vector {
     event: Option<File>,
     pending: bool,
+}
+
+impl Default for Interrupts {
+    /// Vectors without events, none of which is pending, nor may be raised.
+    fn default() -> Self {
+        Interrupts {
+            vectors: Default::default(),
+            signaller: Signaller::new(),
+            permitted: AtomicBool::default(),
+            detour: Hook::default(),
+        }
+    }
 }
 
 impl Interrupts {
@@ -47,15 +63,18 @@ impl Interrupts {
         }
     }
 
-    /// Gives a vector its event, or takes it away. An interrupt that waited is delivered now.
-    pub fn set(&self, vector: u32, event: Option<File>) {
-        // Whoever raises an interrupt must not wait for a VMM that does not read.
-        let event = event.filter(|event| fcntl(event, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).is_ok());
+    /// Gives a vector its event, or takes it away. An interrupt that waited is delivered now. What is no eventfd
+    /// is not taken: then nothing changes, and the answer is false.
+    pub fn set(&self, vector: u32, event: Option<File>) -> bool {
+        if event.as_ref().is_some_and(|event| !self.signaller.accepts(event)) {
+            return false;
+        }
         if let Some(vector) = self.vectors.get(vector as usize) {
             let mut vector = vector.lock();
             vector.event = event;
             self.deliver(&mut vector);
         }
+        true
     }
 
     /// Whether interrupts may be delivered. When this returns none is delivered any more, or all that
@@ -90,9 +109,8 @@ impl Interrupts {
 
     fn deliver(&self, vector: &mut Vector) {
         let permitted = self.permitted.load(Ordering::Relaxed);
-        if let (true, true, Some(mut event)) = (permitted, vector.pending, vector.event.as_ref()) {
-            // An event whose counter is full is as raised as it can be.
-            let _ = event.write(&1u64.to_ne_bytes());
+        if let (true, true, Some(event)) = (permitted, vector.pending, vector.event.as_ref()) {
+            self.signaller.raise(event);
             vector.pending = false;
         }
     }
@@ -101,6 +119,7 @@ impl Interrupts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
     use nix::sys::eventfd::{EfdFlags, EventFd};
     use std::os::fd::AsFd;
 
@@ -148,5 +167,23 @@ mod tests {
         interrupts.raise(3);
         interrupts.disable();
         assert_eq!((event.read(), interrupts.pending()), (Err(nix::errno::Errno::EAGAIN), 0));
+    }
+
+    #[test]
+    fn a_vmm_can_not_stop_who_raises_its_interrupts() {
+        let interrupts = Interrupts::default();
+        interrupts.permit(true);
+        // A counter that is full, and a flag that is gone once the event has been given.
+        let (event, file) = event();
+        interrupts.set(3, Some(file));
+        fcntl(&event, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+        event.write(u64::MAX - 1).unwrap();
+        (0..3).for_each(|_| interrupts.raise(3));
+        assert_eq!(interrupts.pending(), 0);
+        // A pipe that is full.
+        let (_reader, writer) = std::io::pipe().unwrap();
+        assert!(!interrupts.set(3, Some(File::from(std::os::fd::OwnedFd::from(writer)))));
+        interrupts.raise(3);
+        assert_eq!(event.read(), Ok(u64::MAX), "the one before stayed");
     }
 }

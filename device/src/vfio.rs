@@ -144,8 +144,10 @@ impl Backend for Adapter<'_> {
 
     fn set_interrupt(&mut self, _index: u32, vector: u32, event: Option<OwnedFd>) -> Result<(), Refusal> {
         tracing::debug!("interrupt {vector} event {}", event.is_some());
-        self.0.set_interrupt(vector, event.map(File::from));
-        Ok(())
+        if self.0.set_interrupt(vector, event.map(File::from)) {
+            return Ok(());
+        }
+        Err(Refusal::new(Errno::INVAL, format!("what vector {vector} was given is no eventfd")))
     }
 
     fn trigger(&mut self, _index: u32, vector: u32) -> Result<(), Refusal> {

@@ -12,6 +12,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -408,6 +409,36 @@ fn descriptors_for_which_there_is_no_room_are_not_left_behind() {
     drop(vmm);
     let log = process.ends_well();
     assert!(log.contains("DeviceSetIrqs refused: more descriptors than can be received"), "{log}");
+}
+
+#[test]
+fn who_gives_events_can_not_stop_those_who_raise_them() {
+    let mut process = Process::start(&[]);
+    let mut vmm = Vmm::new(&process);
+    vmm.enable();
+    vmm.make_queue();
+    // Full, and as soon as the device has it a write would wait.
+    let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+    event.write(u64::MAX - 1).unwrap();
+    vmm.client.set_irqs(MSIX, 0x24, 2, 1, &[event.as_fd().as_raw_fd()]).unwrap();
+    fcntl(&event, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+    // The transport's thread raises it, then an engine.
+    vmm.client.set_irqs(MSIX, 0x21, 2, 1, &[]).unwrap();
+    assert_eq!(vmm.read(BAR_REGS, regs::MAGIC), regs::MAGIC_VALUE);
+    vmm.doorbells.word32(4096 + queue::CQ_ARM, true).unwrap().store(1, Ordering::SeqCst);
+    vmm.submit(0, 1);
+    let armed = vmm.doorbells.word32(4096 + queue::CQ_ARM, false).unwrap();
+    wait_until("the interrupt", || armed.load(Ordering::SeqCst) == 0);
+    vmm.submit(1, 1);
+    let word = vmm.ram.word64(DATA + 8, false).unwrap();
+    wait_until("the engine", || word.load(Ordering::Relaxed) == 2);
+    // What is no eventfd is not taken.
+    let (_reader, writer) = std::io::pipe().unwrap();
+    vmm.client.set_irqs(MSIX, 0x24, 3, 1, &[writer.as_raw_fd()]).unwrap();
+    vmm.client.reset().unwrap();
+    process.signal(Signal::SIGTERM);
+    let log = process.ends_well();
+    assert!(log.contains("what vector 3 was given is no eventfd"), "{log}");
 }
 
 #[test]

@@ -305,7 +305,7 @@ impl<'m> Scene<'m> {
         let device = self.mock.device.lock();
         match kind % 4 {
             0 => device.disable_interrupts(),
-            1 => device.set_interrupt(vector.into(), None),
+            1 => _ = device.set_interrupt(vector.into(), None),
             _ => {
                 let event = EventFd::from_flags(EfdFlags::empty())
                     .map(|event| File::from(std::os::fd::OwnedFd::from(event)));

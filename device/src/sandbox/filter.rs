@@ -29,7 +29,7 @@ const ANY: &[c_long] = &[
     libc::SYS_sendmsg,
     libc::SYS_shutdown,
     libc::SYS_ppoll,
-    // Files that are open: messages, interrupts, doorbells, the log.
+    // Files that are open: doorbells, the trace, the log.
     libc::SYS_read,
     libc::SYS_write,
     libc::SYS_writev,
@@ -39,6 +39,10 @@ const ANY: &[c_long] = &[
     libc::SYS_fstat,
     libc::SYS_close,
     libc::SYS_eventfd2,
+    // Interrupts, which must not wait for the VMM.
+    libc::SYS_io_submit,
+    libc::SYS_io_getevents,
+    libc::SYS_io_destroy,
     // Memory: the guest's, and the allocator's.
     libc::SYS_munmap,
     libc::SYS_mremap,
