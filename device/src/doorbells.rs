@@ -14,7 +14,7 @@ use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use svmx_abi::doorbell;
@@ -33,10 +33,14 @@ unsafe impl Send for Doorbells {}
 unsafe impl Sync for Doorbells {}
 
 impl Doorbells {
-    /// Makes the memory, all zero, as long as the BAR: a shorter file would kill a VMM that maps it.
+    /// Makes the memory, all zero, as long as the BAR: a shorter file would kill a VMM that maps it. It is sealed,
+    /// so that nobody who is given the file can make it shorter: that would kill this process.
     pub fn new() -> io::Result<Self> {
-        let file = File::from(memfd_create("svmx-doorbells", MFdFlags::MFD_CLOEXEC)?);
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = File::from(memfd_create("svmx-doorbells", flags)?);
         file.set_len(BAR_DOORBELLS_SIZE)?;
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
         let length = NonZeroUsize::new(BAR_DOORBELLS_SIZE as usize).ok_or(io::ErrorKind::InvalidInput)?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice disturbs no other memory.
@@ -188,6 +192,19 @@ mod tests {
         // Rubbish is not an arming.
         doorbells.word(3, doorbell::queue::CQ_ARM).store(7, Ordering::Relaxed);
         assert!(!page.cq_arm.take());
+    }
+
+    #[test]
+    fn nobody_can_change_its_length() {
+        let doorbells = Doorbells::new().unwrap();
+        let theirs = doorbells.file().try_clone().unwrap();
+        for length in [0, BAR_DOORBELLS_SIZE - PAGE_SIZE, BAR_DOORBELLS_SIZE + PAGE_SIZE] {
+            assert_eq!(theirs.set_len(length).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        }
+        assert_eq!(theirs.metadata().unwrap().len(), BAR_DOORBELLS_SIZE);
+        // Nor forbid the device to write.
+        assert!(fcntl(&theirs, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_WRITE)).is_err());
+        doorbells.clear();
     }
 
     #[test]
