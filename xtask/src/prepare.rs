@@ -9,7 +9,7 @@ use crate::kernel::{self, Flavour, Kernel};
 use crate::options::VmOptions;
 use crate::progress::Progress;
 use crate::toolchain::{Manifest, Toolchain};
-use crate::vm::{Accel, Machine, Qemu};
+use crate::vm::{Accel, Machine, Qemu, clock};
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 
@@ -49,12 +49,14 @@ pub(crate) async fn machine(decided: Decided, options: &VmOptions, progress: &Pr
         kernel: system.kernel.build.clone(),
         toolchain: system.toolchain.root.clone(),
     };
+    let tsc_khz = if decided.accel == Accel::Tcg { clock::tsc_khz() } else { None };
     Ok(Machine {
         kernel: system.kernel,
         origins,
         device,
         qemu: decided.own.unwrap_or(Qemu::Packaged(system.toolchain)),
         accel: decided.accel,
+        tsc_khz,
         cpus: options.cpus,
         memory: options.mem,
         verbose: options.verbose,

@@ -3,6 +3,7 @@
 //! One boot of the guest with its devices, from start to verdict.
 
 pub(crate) mod accel;
+pub(crate) mod clock;
 mod device;
 mod logs;
 pub(crate) mod probe;
@@ -44,6 +45,8 @@ pub(crate) struct Machine {
     pub(crate) device: PathBuf,
     pub(crate) qemu: Qemu,
     pub(crate) accel: Accel,
+    /// The frequency of the guest's timestamp counter, if the guest must be told.
+    pub(crate) tsc_khz: Option<u64>,
     pub(crate) cpus: u32,
     pub(crate) memory: u64,
     pub(crate) verbose: bool,
@@ -178,6 +181,9 @@ impl Machine {
              sysctl.kernel.hung_task_timeout_secs={} sysctl.kernel.watchdog_thresh=30 rcupdate.rcu_cpu_stall_timeout=60",
             20 * slowdown,
         );
+        if let Some(khz) = self.tsc_khz {
+            line.push_str(&format!(" tsc_early_khz={khz}"));
+        }
         if self.kernel.flavour == Flavour::Kasan {
             line.push_str(" kasan_multi_shot");
         }
