@@ -90,7 +90,7 @@ impl<I: Instrument> Engine<I> {
     /// The engine of that number.
     pub fn new(model: Arc<Model>, number: usize, instrument: I) -> Self {
         let user = User::new(model.invalidations.clone(), number);
-        let tlb = Tlb::new(model.invalidations.snapshot());
+        let tlb = Tlb::new(model.invalidations.snapshot()).expect("memory for a TLB");
         let yields = host::cpus() < SPINNABLE_CPUS;
         let slow = SLOW_TURN / model.options.rmw_delay.as_nanos().max(1);
         let budget = u32::try_from(slow).unwrap_or(BUDGET).clamp(1, BUDGET);

@@ -42,3 +42,4 @@ pub mod trace;
 pub mod vfio;
 pub mod vfio_user;
 pub mod work;
+pub mod zeroed;

@@ -6,7 +6,9 @@
 //! mapping it points into. What is *still valid* to use is decided by [`crate::invalidate`].
 //!
 //! Entries of 4 KiB pages are found in one look at sixteen bytes, enough of them for 1 GiB; memory of entries that
-//! were never used costs nothing. A leaf of 2 MiB is kept in a small table of its own, and is split into
+//! were never used costs nothing. Four of them are in each cache line, and a page can be in any of a line's; but it has a
+//! favourite there, which is free unless regions that are used together happen to fall on the same lines: then
+//! the others are looked at too. A leaf of 2 MiB is kept in a small table of its own, and is split into
 //! entries of the first kind where it is used. Every entry carries the *generation* of its address space: raising that
 //! drops a whole space at once.
 //!
@@ -15,6 +17,7 @@
 
 #![expect(unsafe_code, reason = "ties cached host pages to the snapshot kept beside them")]
 
+use std::io;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
@@ -25,11 +28,17 @@ use zerocopy::FromZeros;
 use crate::invalidate::{Change, Record};
 use crate::memory::{self, GuestMemory, HostPage, Page};
 use crate::mmu::Translation;
+use crate::zeroed::Zeroed;
 
-/// Entries for 4 KiB pages; direct-mapped.
-const ENTRIES: usize = 1 << 18;
-/// Entries for 2 MiB pages; direct-mapped.
-const HUGE_ENTRIES: usize = 512;
+/// Entries of a set, which is a cache line.
+const WAYS: usize = 4;
+/// Sets for 4 KiB pages.
+const SETS: usize = 1 << 16;
+/// Sets for 2 MiB pages.
+const HUGE_SETS: usize = 128;
+/// Pages of a range, at least, with which the whole address space is dropped: what is lost is cheaper than to look
+/// for each of them.
+const MANY: u64 = 1 << 14;
 const HUGE_SHIFT: u32 = PAGE_SHIFT + pte::INDEX_BITS * HUGE_LEVEL;
 /// Bits of an ASID in a tag.
 const ASID_BITS: u32 = 10;
@@ -41,6 +50,8 @@ const GENERATION_SHIFT: u32 = NUMBER_BITS + ASID_BITS;
 /// Generations of a space; the last one is followed by the first when no entry is left.
 const GENERATIONS: u64 = 1 << (63 - GENERATION_SHIFT);
 const VALID: u64 = 1 << 63;
+/// 2^64 divided by the golden ratio: multiples of it are far apart in their upper bits.
+const FIBONACCI: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// What a page's number is combined with to be a tag: address space and its generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,15 +62,16 @@ impl Space {
     fn tag(self, va: u64, shift: u32) -> u64 {
         self.0 | va >> shift
     }
-    /// Neighbouring pages get neighbouring sets. Address spaces are spread, and so are regions as large as the
-    /// table: programs like to have their arrays at round distances. What is in one region and goes on in the next
-    /// does not meet itself.
+    /// Where a page is, if it is at its favourite place: set and way. Neighbouring pages are in neighbouring sets, and
+    /// pages in a row meet themselves in no way until the table is full. Regions as large as a way are spread, and so are
+    /// address spaces: programs like to have their arrays at round distances.
     #[inline(always)]
-    fn set(self, va: u64, shift: u32, entries: usize) -> usize {
-        let number = (va >> shift) as usize;
-        let space = (self.0 >> NUMBER_BITS) as usize & (ASIDS - 1);
-        let folded = number ^ (number / entries);
-        folded.wrapping_add(space.wrapping_mul(0x9e37)) & (entries - 1)
+    fn favourite(self, va: u64, shift: u32, sets: usize) -> (usize, usize) {
+        let number = va >> shift;
+        // The address space, and the region in it.
+        let key = (self.0 & !(u64::MAX << GENERATION_SHIFT) | number) / sets as u64;
+        let spread = key.wrapping_mul(FIBONACCI) >> 40;
+        ((number + spread) as usize & (sets - 1), key as usize % WAYS)
     }
 }
 
@@ -122,41 +134,51 @@ impl Place {
     }
 }
 
+/// Entries that share a cache line.
+#[derive(Clone, Copy, Debug, FromZeros)]
+#[repr(C, align(64))]
+struct Set([Entry; WAYS]);
+
 /// Entries of one page size.
 #[derive(Debug)]
-struct Table<const N: usize, const SHIFT: u32> {
-    entries: Box<[Entry; N]>,
+struct Table<const SETS: usize, const SHIFT: u32> {
+    sets: Zeroed<[Set; SETS]>,
     /// Guest-physical addresses of their pages, which are not needed at each element.
-    frames: Box<[u64; N]>,
+    frames: Zeroed<[[u64; WAYS]; SETS]>,
     /// Whether any entry may be there.
     used: bool,
 }
 
-impl<const N: usize, const SHIFT: u32> Table<N, SHIFT> {
-    fn new() -> Self {
-        Table { entries: zeroed(), frames: zeroed(), used: false }
+impl<const SETS: usize, const SHIFT: u32> Table<SETS, SHIFT> {
+    fn new() -> io::Result<Self> {
+        Ok(Table { sets: Zeroed::new()?, frames: Zeroed::new()?, used: false })
     }
 
-    fn find(&self, space: Space, va: u64) -> Option<(usize, Place)> {
-        let set = space.set(va, SHIFT, N);
-        let entry = self.entries[set];
-        (entry.tag == space.tag(va, SHIFT)).then_some((set, entry.place))
+    /// Set and way of a page that is there.
+    fn find(&self, space: Space, va: u64) -> Option<(usize, usize)> {
+        let (set, _) = space.favourite(va, SHIFT, SETS);
+        Some((set, self.sets[set].way_of(space.tag(va, SHIFT))?))
     }
 
-    fn insert(&mut self, space: Space, va: u64, page: Page<'_>) {
-        if let Some(place) = Place::new(page) {
-            let set = space.set(va, SHIFT, N);
-            self.used = true;
-            self.entries[set] = Entry { tag: space.tag(va, SHIFT), place };
-            self.frames[set] = page.frame();
-        }
+    /// Enters a page, in place of one that is of no use any more, or of the one at its favourite place.
+    fn insert(&mut self, space: Space, va: u64, page: Page<'_>, is_stale: impl Fn(u64) -> bool) {
+        let Some(place) = Place::new(page) else { return };
+        let tag = space.tag(va, SHIFT);
+        let (set, favourite) = space.favourite(va, SHIFT, SETS);
+        let entries = &mut self.sets[set];
+        let mut ways = (0..WAYS).map(|step| (favourite + step) % WAYS);
+        let way = entries.way_of(tag);
+        let way = way.or_else(|| ways.find(|&way| is_stale(entries.0[way].tag))).unwrap_or(favourite);
+        entries.0[way] = Entry { tag, place };
+        self.frames[set][way] = page.frame();
+        self.used = true;
     }
 
     /// Entries that were never used are not touched, so that they go on costing nothing.
     fn clear(&mut self) {
         if self.used {
-            let used = self.entries.iter_mut().filter(|entry| entry.tag != 0);
-            used.for_each(|entry| *entry = Entry::default());
+            let entries = self.sets.iter_mut().flat_map(|set| &mut set.0);
+            entries.filter(|entry| entry.tag != 0).for_each(|entry| *entry = Entry::default());
             self.used = false;
         }
     }
@@ -168,15 +190,21 @@ impl<const N: usize, const SHIFT: u32> Table<N, SHIFT> {
         if !self.used {
             return true;
         }
-        if last - first >= N as u64 {
+        if last - first >= MANY.min((SETS * WAYS) as u64) {
             return false;
         }
         for number in first..=last {
-            if let Some((set, _)) = self.find(space, number << SHIFT) {
-                self.entries[set] = Entry::default();
+            if let Some((set, way)) = self.find(space, number << SHIFT) {
+                self.sets[set].0[way] = Entry::default();
             }
         }
         true
+    }
+}
+
+impl Set {
+    fn way_of(&self, tag: u64) -> Option<usize> {
+        self.0.iter().position(|entry| entry.tag == tag)
     }
 }
 
@@ -188,10 +216,12 @@ fn zeroed<T: FromZeros, const N: usize>() -> Box<[T; N]> {
 #[derive(Debug)]
 pub struct Tlb {
     memory: Arc<GuestMemory>,
-    small: Table<ENTRIES, PAGE_SHIFT>,
-    huge: Table<HUGE_ENTRIES, HUGE_SHIFT>,
+    small: Table<SETS, PAGE_SHIFT>,
+    huge: Table<HUGE_SETS, HUGE_SHIFT>,
     /// Of each address space.
     generations: Box<[u64; ASIDS]>,
+    /// Whether there may be an entry of the address space.
+    populated: Box<[bool; ASIDS]>,
     /// Never zero, which is what entries carry that are not owned.
     recall: u64,
 }
@@ -218,8 +248,8 @@ impl Hit<'_> {
 #[derive(Clone, Copy, Debug)]
 pub struct View<'t> {
     memory: &'t GuestMemory,
-    entries: &'t [Entry; ENTRIES],
-    frames: &'t [u64; ENTRIES],
+    sets: &'t [Set; SETS],
+    frames: &'t [[u64; WAYS]; SETS],
     space: Space,
     recall: u64,
 }
@@ -231,12 +261,13 @@ impl<'t> View<'t> {
         if va >= VA_END {
             return None;
         }
-        let set = self.space.set(va, PAGE_SHIFT, ENTRIES);
-        let Entry { tag, place } = self.entries[set];
-        if tag != self.space.tag(va, PAGE_SHIFT) {
-            return None;
+        let (set, mut way) = self.space.favourite(va, PAGE_SHIFT, SETS);
+        let (entries, tag) = (&self.sets[set], self.space.tag(va, PAGE_SHIFT));
+        if entries.0[way].tag != tag {
+            way = elsewhere(entries, tag)?;
         }
-        let page = HostPage::new(place.host()?, self.frames[set], place.has(Place::WRITABLE));
+        let place = entries.0[way].place;
+        let page = HostPage::new(place.host()?, self.frames[set][way], place.has(Place::WRITABLE));
         // SAFETY: entries are filled from this snapshot, and when the TLB replaces it none is left.
         let page = unsafe { page.bind(self.memory) }.with_access(place.access());
         Some(Hit { page, owned: place.recall() == self.recall })
@@ -245,14 +276,26 @@ impl<'t> View<'t> {
     /// Loads what [`Self::find`] will look at.
     #[inline(always)]
     pub fn prefetch(&self, va: u64) {
-        memory::prefetch(&self.entries[self.space.set(va, PAGE_SHIFT, ENTRIES)]);
+        let (set, _) = self.space.favourite(va, PAGE_SHIFT, SETS);
+        memory::prefetch(&self.sets[set]);
     }
+}
+
+/// Out of the way of those that find a page where they look first.
+#[inline(never)]
+fn elsewhere(set: &Set, tag: u64) -> Option<usize> {
+    set.way_of(tag)
 }
 
 impl Tlb {
     /// An empty cache over a snapshot.
-    pub fn new(memory: Arc<GuestMemory>) -> Self {
-        Tlb { memory, small: Table::new(), huge: Table::new(), generations: zeroed(), recall: 1 }
+    ///
+    /// # Errors
+    ///
+    /// The host has no memory for it.
+    pub fn new(memory: Arc<GuestMemory>) -> io::Result<Self> {
+        let (small, huge) = (Table::new()?, Table::new()?);
+        Ok(Tlb { memory, small, huge, generations: zeroed(), populated: [false; ASIDS].into(), recall: 1 })
     }
 
     /// The snapshot.
@@ -268,8 +311,8 @@ impl Tlb {
     /// The translations of an address space.
     #[inline]
     pub fn view(&self, asid: u32) -> View<'_> {
-        let Tlb { memory, small: Table { entries, frames, .. }, recall, .. } = self;
-        View { memory, entries, frames, space: self.space(asid), recall: *recall }
+        let Tlb { memory, small: Table { sets, frames, .. }, recall, .. } = self;
+        View { memory, sets, frames, space: self.space(asid), recall: *recall }
     }
 
     /// The page of `va` if its translation is cached.
@@ -279,8 +322,9 @@ impl Tlb {
 
     /// This engine owns the page of `va`, until it is recalled.
     pub fn own(&mut self, asid: u32, va: u64) {
-        if let Some((set, place)) = self.small.find(self.space(asid), va) {
-            self.small.entries[set].place = place.owned_in(self.recall);
+        if let Some((set, way)) = self.small.find(self.space(asid), va) {
+            let place = &mut self.small.sets[set].0[way].place;
+            *place = place.owned_in(self.recall);
         }
     }
 
@@ -290,10 +334,12 @@ impl Tlb {
         if !self.huge.used || self.small.find(space, va).is_some() {
             return;
         }
-        if let Some((set, place)) = self.huge.find(space, va) {
-            let frame = self.huge.frames[set] + page_base(va & (pte::span(HUGE_LEVEL) - 1));
+        if let Some((set, way)) = self.huge.find(space, va) {
+            let frame = self.huge.frames[set][way] + page_base(va & (pte::span(HUGE_LEVEL) - 1));
+            let access = self.huge.sets[set].0[way].place.access();
             if let Some(page) = self.memory.page(frame, false) {
-                self.small.insert(space, va, page.with_access(place.access()));
+                let Tlb { small, generations, .. } = self;
+                small.insert(space, va, page.with_access(access), |tag| is_stale(generations, tag));
             }
         }
     }
@@ -302,12 +348,17 @@ impl Tlb {
     pub fn fill(&mut self, asid: u32, va: u64, translation: Translation) -> Option<Page<'_>> {
         let Translation { frame, access, huge } = translation;
         let space = self.space(asid);
-        let page = self.memory.page(frame, false)?.with_access(access);
+        let Tlb { memory, small, huge: leaves, generations, .. } = self;
+        let page = memory.page(frame, false)?.with_access(access);
         let base = frame & !(pte::span(HUGE_LEVEL) - 1);
-        if huge && self.memory.contiguous(base, pte::span(HUGE_LEVEL)) {
-            self.huge.insert(space, va, self.memory.page(base, false)?.with_access(access));
+        // What is split off such a leaf goes with all of it, also if the leaf itself is in no piece.
+        leaves.used |= huge;
+        if huge && memory.contiguous(base, pte::span(HUGE_LEVEL)) {
+            let leaf = memory.page(base, false)?.with_access(access);
+            leaves.insert(space, va, leaf, |tag| is_stale(generations, tag));
         }
-        self.small.insert(space, va, page);
+        small.insert(space, va, page, |tag| is_stale(generations, tag));
+        self.populated[asid as usize & (ASIDS - 1)] = true;
         Some(page)
     }
 
@@ -339,7 +390,7 @@ impl Tlb {
     }
 
     /// What is owned is asked for again.
-    fn give_up(&mut self) {
+    pub fn give_up(&mut self) {
         self.recall += 1;
         if self.recall >= 1 << (u64::BITS - Place::RECALL_SHIFT) {
             self.small.clear();
@@ -349,6 +400,9 @@ impl Tlb {
 
     fn drop_range(&mut self, asid: u32, mut va: u64, mut last: u64) {
         let space = self.space(asid);
+        if !self.populated[asid as usize & (ASIDS - 1)] {
+            return;
+        }
         if self.huge.used {
             // A leaf of 2 MiB is dropped whole, with what was split off.
             va &= !(pte::span(HUGE_LEVEL) - 1);
@@ -360,7 +414,11 @@ impl Tlb {
     }
 
     fn drop_space(&mut self, asid: u32) {
-        let generation = &mut self.generations[asid as usize & (ASIDS - 1)];
+        let asid = asid as usize & (ASIDS - 1);
+        if !std::mem::take(&mut self.populated[asid]) {
+            return;
+        }
+        let generation = &mut self.generations[asid];
         *generation += 1;
         if *generation == GENERATIONS {
             *generation = 0;
@@ -375,7 +433,14 @@ impl Tlb {
     fn clear(&mut self) {
         self.small.clear();
         self.huge.clear();
+        self.populated.fill(false);
     }
+}
+
+/// Whether an entry with this tag was never made, or has been dropped with its address space.
+fn is_stale(generations: &[u64; ASIDS], tag: u64) -> bool {
+    let asid = (tag >> NUMBER_BITS) as usize & (ASIDS - 1);
+    tag & VALID == 0 || (tag & !VALID) >> GENERATION_SHIFT != generations[asid]
 }
 
 #[cfg(test)]
@@ -398,6 +463,10 @@ mod tests {
         Arc::new(memory)
     }
 
+    fn tlb(sizes: &[u64]) -> Tlb {
+        Tlb::new(memory(sizes)).unwrap()
+    }
+
     fn leaf(frame: u64, huge: bool) -> Translation {
         Translation { frame, access: Access::READ, huge }
     }
@@ -408,7 +477,7 @@ mod tests {
 
     #[test]
     fn a_range_takes_its_pages_and_no_other() {
-        let mut tlb = Tlb::new(memory(&[HUGE]));
+        let mut tlb = tlb(&[HUGE]);
         for page in 0..8 {
             tlb.fill(1, page << 12, leaf(page << 12, false)).unwrap();
             tlb.fill(2, page << 12, leaf(page << 12, false)).unwrap();
@@ -425,7 +494,7 @@ mod tests {
 
     #[test]
     fn part_of_a_huge_page_takes_it_whole() {
-        let mut tlb = Tlb::new(memory(&[2 * HUGE]));
+        let mut tlb = tlb(&[2 * HUGE]);
         tlb.fill(1, HUGE + 0x5000, leaf(HUGE + 0x5000, true)).unwrap();
         assert!(tlb.lookup(1, HUGE + 0x7008).is_none());
         tlb.split(1, HUGE + 0x7008);
@@ -437,7 +506,7 @@ mod tests {
 
     #[test]
     fn a_huge_leaf_over_two_maps_is_cached_by_page() {
-        let mut tlb = Tlb::new(memory(&[HUGE / 2, HUGE / 2]));
+        let mut tlb = tlb(&[HUGE / 2, HUGE / 2]);
         let page = tlb.fill(1, HUGE - 0x1000, leaf(HUGE - 0x1000, true)).unwrap();
         assert_eq!(page.frame(), HUGE - 0x1000);
         assert!(tlb.lookup(1, 0).is_none() && tlb.lookup(1, HUGE - 0x1000).is_some());
@@ -445,16 +514,45 @@ mod tests {
     }
 
     #[test]
+    fn part_of_a_huge_page_over_two_maps_takes_it_whole() {
+        let mut tlb = tlb(&[HUGE / 2, HUGE / 2]);
+        for page in [5, 6] {
+            tlb.fill(1, page << 12, leaf(page << 12, true)).unwrap();
+        }
+        tlb.apply(range(1, 0x5000, 0x1000));
+        assert!([5, 6].iter().all(|page| tlb.lookup(1, page << 12).is_none()));
+    }
+
+    #[test]
+    fn pages_in_a_row_fill_the_table() {
+        let mut tlb = tlb(&[HUGE]);
+        let pages = (SETS * WAYS) as u64;
+        (0..pages).for_each(|page| assert!(tlb.fill(3, page << 12, leaf(0, false)).is_some()));
+        assert!((0..pages).all(|page| tlb.lookup(3, page << 12).is_some()));
+        tlb.fill(3, pages << 12, leaf(0, false)).unwrap();
+        let left = (0..pages).filter(|page| tlb.lookup(3, page << 12).is_some()).count();
+        assert_eq!(left as u64, pages - 1, "one gave way");
+        // What was dropped with its space gives way before what was not.
+        tlb.fill(1, 0, leaf(0, false)).unwrap();
+        tlb.apply(range(3, 0, u64::MAX));
+        (0..pages).step_by(5).for_each(|page| assert!(tlb.fill(2, page << 12, leaf(0, false)).is_some()));
+        assert!(tlb.lookup(1, 0).is_some() && tlb.lookup(3, 0).is_none());
+    }
+
+    #[test]
     fn arrays_at_round_distances_are_not_in_each_other_s_way() {
-        let mut tlb = Tlb::new(memory(&[HUGE]));
-        let places: Vec<u64> = (0..8).flat_map(|at| [at << 30, at << 36, at << 40]).collect();
-        places.iter().for_each(|va| assert!(tlb.fill(1, *va, leaf(0, false)).is_some()));
-        assert!(places.iter().all(|va| tlb.lookup(1, *va).is_some()));
+        const PAGES: u64 = 1 << 14;
+        for shift in 30..=44 {
+            let mut tlb = tlb(&[HUGE]);
+            let pages = || (0..4).flat_map(|at| (0..PAGES).map(move |page| (at << shift) + (page << 12)));
+            pages().for_each(|va| assert!(tlb.fill(1, va, leaf(0, false)).is_some()));
+            assert!(pages().all(|va| tlb.lookup(1, va).is_some()), "at a distance of 2^{shift}");
+        }
     }
 
     #[test]
     fn a_new_snapshot_forgets_the_old() {
-        let mut tlb = Tlb::new(memory(&[HUGE]));
+        let mut tlb = tlb(&[HUGE]);
         tlb.fill(1, 0, leaf(0, false)).unwrap();
         tlb.apply(Change::Snapshot(memory(&[])));
         assert!(tlb.lookup(1, 0).is_none() && tlb.memory().word32(0, false).is_none());
