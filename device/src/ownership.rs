@@ -27,7 +27,9 @@
 //!   the log's mutex is between, *u* sees the mark or what came after it. The version makes sure that the mark
 //!   which is there when the word is taken is the one that *u* has passed, and no later one.
 //! - *Nobody uses a shared frame but under its lock*, because the word is looked at again under the lock, and only
-//!   the lock's holder makes it `OWNED`. A lock's holder has seen whatever was done under it before.
+//!   the lock's holder makes it `OWNED`. A lock's holder has seen whatever was done under it before. Who owned the
+//!   frame and shares it, because it came to the word by chance while it was asked, may not have seen the record
+//!   yet: it is told ([`Claimant::take_given_up`]), as it may remember the frame for its own.
 //! - *Whoever gives up a word* does it with release ordering, whoever finds it so loads with acquire.
 //!
 //! No user waits in here: it asks, is told "not now", and comes back at a time of its own, having caught up
@@ -167,7 +169,8 @@ impl Ownership {
         &self.words[self.index(frame)]
     }
 
-    fn claim(&self, me: usize, frame: u64) -> Claim<'_> {
+    /// Sets `given_up` if a frame that was the user's own is shared from here on.
+    fn claim(&self, me: usize, frame: u64, given_up: &mut bool) -> Claim<'_> {
         let place = self.place(frame);
         let mut word = Word(place.load(Ordering::Acquire));
         loop {
@@ -191,7 +194,10 @@ impl Ownership {
             };
             match (exchange(place, word, next), claim) {
                 (Ok(()), Some(claim)) => return claim,
-                (Ok(()), None) => word = next,
+                (Ok(()), None) => {
+                    *given_up = true;
+                    word = next;
+                }
                 (Err(now), _) => word = now,
             }
         }
@@ -221,6 +227,7 @@ fn exchange(place: &AtomicU64, old: Word, new: Word) -> Result<(), Word> {
 pub struct Claimant {
     me: usize,
     asked: Option<Asked>,
+    given_up: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -235,7 +242,7 @@ impl Claimant {
     /// For the user of that number, below [`MAX_USERS`], of a log.
     pub fn new(me: usize) -> Self {
         assert!(me < MAX_USERS);
-        Claimant { me, asked: None }
+        Claimant { me, asked: None, given_up: false }
     }
 
     /// Asks for a frame. `None`: not now; its owner has been told, and this user has to catch up with the log
@@ -246,7 +253,7 @@ impl Claimant {
         invalidations: &Invalidations<S>,
         frame: u64,
     ) -> Option<Hold<'o>> {
-        let marked = match ownership.claim(self.me, frame) {
+        let marked = match ownership.claim(self.me, frame, &mut self.given_up) {
             Claim::Held(hold) => return Some(hold),
             Claim::Asked(marked) => marked,
         };
@@ -258,6 +265,12 @@ impl Claimant {
         self.asked = Some(asked);
         let passed = invalidations.passed(marked.user(), asked.generation);
         (passed && ownership.take(self.me, frame, marked)).then_some(Hold::Owned)
+    }
+
+    /// Whether the user has, since the last time, shared a frame that was its own: what it remembers of frames
+    /// that it owns is void, before it relies on that again. The record of who asked may come later.
+    pub fn take_given_up(&mut self) -> bool {
+        std::mem::take(&mut self.given_up)
     }
 }
 

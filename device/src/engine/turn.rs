@@ -129,6 +129,9 @@ impl<I: Instrument> Engine<I> {
                 return Left::InProgress;
             }
             if self.batches {
+                if self.claimant.take_given_up() {
+                    self.tlb.give_up();
+                }
                 let done = self.batch(rings, work, *budget);
                 if done > 0 {
                     *budget -= done;

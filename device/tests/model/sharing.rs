@@ -39,6 +39,40 @@ fn two_engines_on_one_atomic_page_lose_nothing() {
     assert_eq!(mock.ram64(frame).load(Ordering::Relaxed), 2 * u64::from(COUNT));
 }
 
+/// Commands of one element between bulk ones: an engine comes to a page that it owns by both ways, while another one
+/// asks for it at any moment.
+#[test]
+fn single_commands_between_bulk_ones_lose_nothing() {
+    const ROUNDS: u32 = 3_000;
+    let mock = Mock::new();
+    let frame = mock.pages(1);
+    let space = mock.space();
+    (0..2).for_each(|at| mock.map(space, VA + at * PAGE_SIZE, Pte::leaf(frame, Access::EXCLUSIVE)));
+    let add = |va| Sqe {
+        opcode: Opcode::FETCH_ADD,
+        width: WidthLog2::W64,
+        operand: 1,
+        addr: va,
+        ..Default::default()
+    };
+    thread::scope(|scope| {
+        for at in 0..2u32 {
+            let mut queue = UserQueue::new(&mock, space);
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    // By the other name of the page, too: its own translation is not remembered to be owned.
+                    let commands =
+                        [add_strided(VA, 40, 0), add(VA + PAGE_SIZE), add_strided(VA, 1 + at + round % 7, 0)];
+                    commands.iter().for_each(|command| queue.submit(*command));
+                    commands.iter().for_each(|_| assert_eq!(queue.wait().head.status(), Status::SUCCESS));
+                }
+            });
+        }
+    });
+    let each = |at: u32| (0..ROUNDS).map(|round| u64::from(40 + 1 + 1 + at + round % 7)).sum::<u64>();
+    assert_eq!(mock.ram64(frame).load(Ordering::Relaxed), each(0) + each(1));
+}
+
 /// Two engines on the same pages at random, the control thread on them too, for a queue that is never given more
 /// than one access at a time, and translations that come and go: no addition is lost.
 #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use loom::cell::UnsafeCell;
 use loom::thread;
 use model_check::invalidate::{Invalidations, User};
-use model_check::ownership::{Claimant, Ownership};
+use model_check::ownership::{Claimant, Hold, Ownership};
 use model_check::sync::{AtomicU64, Weakness, weaken, yield_now};
 
 use super::{check, check_fails};
@@ -35,12 +35,13 @@ impl Frames {
     }
 }
 
-/// A user, as an engine is one.
+/// A user, as an engine is one: it remembers the frames that it owns until it is told otherwise.
 struct Engine {
     frames: Arc<Frames>,
     user: User<()>,
     claimant: Claimant,
     number: usize,
+    owned: [bool; 2],
 }
 
 impl Engine {
@@ -48,7 +49,7 @@ impl Engine {
     fn new(frames: &Arc<Frames>, number: usize) -> Self {
         let mut user = User::new(frames.log.clone(), number);
         user.enter(|_| ());
-        Engine { frames: frames.clone(), user, claimant: Claimant::new(number), number }
+        Engine { frames: frames.clone(), user, claimant: Claimant::new(number), number, owned: [false; 2] }
     }
 
     /// An access to the first frame, if it is to be had.
@@ -56,20 +57,36 @@ impl Engine {
         self.access_to(0)
     }
 
-    /// A check, the claim, and the use.
+    /// A check, the claim unless the frame is known to be its own, and the use.
     fn access_to(&mut self, frame: usize) -> bool {
-        if self.user.behind() {
-            self.user.catch_up(|_| ());
+        self.check();
+        if self.claimant.take_given_up() {
+            self.owned = [false; 2];
+        }
+        if self.owned[frame] {
+            self.frames.contents[frame].with_mut(|_| ());
+            return true;
         }
         self.claim_and_use(frame)
     }
 
+    fn enter(&mut self) {
+        self.user.enter(|_| self.owned = [false; 2]);
+    }
+
+    fn check(&mut self) {
+        if self.user.behind() {
+            self.user.catch_up(|_| self.owned = [false; 2]);
+        }
+    }
+
     fn claim_and_use(&mut self, frame: usize) -> bool {
-        let Engine { frames, claimant, .. } = self;
+        let Engine { frames, claimant, owned, .. } = self;
         let Some(hold) = claimant.hold(&frames.ownership, &frames.log, (frame as u64) << 12) else {
             return false;
         };
         frames.contents[frame].with_mut(|_| ());
+        owned[frame] |= matches!(hold, Hold::Owned);
         drop(hold);
         true
     }
@@ -86,6 +103,7 @@ impl Engine {
         while !self.claim_and_use(frame) {
             yield_now();
         }
+        self.owned[frame] = false;
         self.frames.ownership.release(self.number, (frame as u64) << 12);
     }
 }
@@ -115,6 +133,30 @@ fn an_owned_frame_is_taken_when_its_owner_has_passed() {
     check_fails(RACE, || owned(None, Some(Weakness::RelaxedLoads)));
 }
 
+/// One owns the frame and remembers it, but comes to it by a way on which it asks, as accesses by another translation
+/// of the frame do; another wants it.
+fn detour(other: Option<Weakness>) {
+    let frames = Frames::new(2);
+    let (mut engine, mut wanting) = (Engine::new(&frames, 0), Engine::new(&frames, 1));
+    assert!(engine.access());
+    let owner = thread::spawn(move || {
+        engine.check();
+        engine.claim_and_use(0);
+        engine.access();
+    });
+    weaken(other);
+    wanting.insist_on(0);
+    weaken(None);
+    drop(wanting);
+    owner.join().unwrap();
+}
+
+#[test]
+fn an_owner_that_shares_by_chance_does_not_go_on_as_one() {
+    check(|| detour(None));
+    check_fails(RACE, || detour(Some(Weakness::RelaxedLoads)));
+}
+
 /// One owns the frame and sleeps; it comes back while another takes it.
 fn asleep(owner: Option<Weakness>, other: Option<Weakness>) {
     let frames = Frames::new(2);
@@ -123,7 +165,7 @@ fn asleep(owner: Option<Weakness>, other: Option<Weakness>) {
     engine.user.leave();
     let owner = thread::spawn(move || {
         weaken(owner);
-        engine.user.enter(|_| ());
+        engine.enter();
         weaken(None);
         engine.claim_and_use(0);
         engine.access();
