@@ -8,8 +8,9 @@
 //!
 //! The generation is the number of records ever published.
 //!
-//! - A user, between two elements, loads the generation (relaxed). If it moved, it takes the log's
-//!   mutex, applies the records it has not seen, and stores `seen = generation` with release ordering.
+//! - A user, between two elements, loads the generation (relaxed). If it moved, it copies the records that it has
+//!   not seen under the log's mutex, applies them, and stores `seen` with release ordering: the number of those that
+//!   it has applied.
 //! - A publisher appends under the mutex, stores the generation, then waits until each user's `seen`,
 //!   loaded with acquire ordering, has reached it. The release/acquire pair puts every access that a
 //!   user made before its check before the publisher's return, and the mutex puts the publisher's
@@ -22,7 +23,7 @@
 //! - The log holds the last [`LOG_LEN`] records; a user further behind drops all it has cached.
 //!
 //! A user never waits for another between two checks, so a publisher's wait is bounded by an element and by
-//! the records that each user has yet to apply, at most [`LOG_LEN`], under the mutex.
+//! the records that each user has yet to apply, at most [`LOG_LEN`].
 //! Publishers may themselves be users: they don't wait for themselves, and must not be waited for by
 //! engines.
 //!
@@ -35,6 +36,9 @@ use crate::sync::{AtomicU64, Mutex, fence, spin_loop, yield_now};
 
 /// Records that a user may be behind before it must drop everything.
 pub const LOG_LEN: usize = 256;
+
+/// Records that a user takes from the log at a time.
+const AT_ONCE: usize = 16;
 
 /// `seen` of a user that uses nothing.
 const OFFLINE: u64 = u64::MAX;
@@ -206,20 +210,38 @@ impl<S> User<S> {
     /// what `apply` keeps up to date.
     #[cold]
     pub fn catch_up(&mut self, mut apply: impl FnMut(Change<S>)) {
+        // What is published meanwhile is for the next time.
+        let latest = self.shared.generation.load(Ordering::Relaxed);
+        while self.seen < latest {
+            self.advance(&mut apply);
+            self.shared.seen[self.index].0.store(self.seen, Ordering::Release);
+        }
+    }
+
+    /// Applies a few records. Copied under the mutex and applied outside of it, so that nobody waits for another's
+    /// applying.
+    fn advance(&mut self, apply: &mut impl FnMut(Change<S>)) {
+        let mut records = [Record::Attention; AT_ONCE];
         let log = self.shared.log.lock();
-        if log.snapshot_generation > self.seen {
-            apply(Change::Snapshot(log.snapshot.clone()));
-        }
-        if log.generation - self.seen > LOG_LEN as u64 {
-            apply(Change::Drop(Record::All));
+        let snapshot = (log.snapshot_generation > self.seen).then(|| log.snapshot.clone());
+        let behind = log.generation - self.seen;
+        let count = if behind > LOG_LEN as u64 {
+            records[0] = Record::All;
+            self.seen = log.generation;
+            1
         } else {
-            for generation in self.seen..log.generation {
-                apply(Change::Drop(log.records[(generation % LOG_LEN as u64) as usize]));
+            let count = behind.min(AT_ONCE as u64);
+            for (record, generation) in records.iter_mut().zip(self.seen..self.seen + count) {
+                *record = log.records[(generation % LOG_LEN as u64) as usize];
             }
-        }
-        self.seen = log.generation;
+            self.seen += count;
+            count as usize
+        };
         drop(log);
-        self.shared.seen[self.index].0.store(self.seen, Ordering::Release);
+        if let Some(snapshot) = snapshot {
+            apply(Change::Snapshot(snapshot));
+        }
+        records[..count].iter().for_each(|&record| apply(Change::Drop(record)));
     }
 
     /// Goes online. The first element may follow when this has returned.
