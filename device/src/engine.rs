@@ -3,7 +3,8 @@
 //! Engines: threads that poll active queues and execute their commands.
 //!
 //! Any engine takes any queue, in turn, for a bounded number of accesses, so none starves; but each prefers those
-//! that it served before, whose pages it owns, and leaves others to their engines until these don't come. An engine
+//! that it served before, whose pages it owns, and leaves others to their engines until these don't come; or until it has
+//! nothing to do itself while they are busy elsewhere. An engine
 //! holds a queue's mutex while it works on it and never waits for one. It looks up between two accesses:
 //! at invalidations, at the run state, and at queues that somebody else wants.
 //!
@@ -33,7 +34,7 @@ use crate::queue::{Look, RingLost, State};
 use crate::tlb::Tlb;
 
 /// Accesses on one queue before the next queue has its turn; fewer if they are made slow.
-const BUDGET: u32 = 1024;
+const BUDGET: u32 = 8192;
 /// What a turn of slow accesses may take, in nanoseconds.
 const SLOW_TURN: u128 = 1_000_000;
 /// Times that an engine looks at every queue before it rests: more than it passes by those of others.
@@ -144,7 +145,7 @@ impl<I: Instrument> Engine<I> {
             let several = next != queue;
             rounds += u32::from(next <= queue);
             queue = next;
-            match self.visit(model, queue) {
+            match self.visit(model, queue, rounds > 0) {
                 Turn::Worked => {
                     (quiet_since, waiting, rounds) = (None, false, 0);
                     self.nap = Duration::ZERO;
@@ -170,13 +171,17 @@ impl<I: Instrument> Engine<I> {
         self.user.catch_up(|change| self.tlb.apply(change));
     }
 
-    /// One turn at a queue.
-    fn visit(&mut self, model: &Model, number: u32) -> Turn {
+    /// One turn at a queue. An engine that is `hungry` has found nothing to do in a whole round.
+    fn visit(&mut self, model: &Model, number: u32, hungry: bool) -> Turn {
         let Some(queue) = model.queues.get(number) else {
             model.queues.deactivate(number);
             return Turn::Nothing;
         };
-        if queue.wanted() || queue.state.is_locked() || queue.leave_to_home(self.number) {
+        if queue.wanted() || queue.state.is_locked() {
+            return Turn::Nothing;
+        }
+        let elsewhere = |engine| model.queues.is_at_other(engine, number);
+        if queue.leave_to_home(self.number, hungry, elsewhere) {
             return Turn::Nothing;
         }
         let Some(mut guard) = queue.state.try_lock() else { return Turn::Nothing };
@@ -189,11 +194,13 @@ impl<I: Instrument> Engine<I> {
             poll_again(model, state, page);
         }
         self.instrument.turn(number);
+        model.queues.move_to(self.number, Some(number));
         let turn = self.work(model, queue, state, page).unwrap_or_else(|RingLost| {
             complain!("queue {number}: its rings are not in guest memory; ignored from now on");
             state.broken = true;
             Turn::Worked
         });
+        model.queues.move_to(self.number, None);
         queue.served(self.number, turn != Turn::Nothing);
         if turn == Turn::Nothing {
             rest(model, state, page);
@@ -261,7 +268,7 @@ mod tests {
         model.queues.get(1).unwrap().state.lock().replace(state);
         // Another engine found it active, disarmed it, and left before this one came.
         model.doorbells.queue(1).need_kick.raise();
-        assert!(Engine::new(model.clone(), 0, Plain).visit(&model, 1) == Turn::Nothing);
+        assert!(Engine::new(model.clone(), 0, Plain).visit(&model, 1, false) == Turn::Nothing);
         assert!(model.queues.any_active(), "NEED_KICK is taken back, so nobody will kick");
     }
 

@@ -164,7 +164,7 @@ impl Model {
             doorbells: Doorbells::new()?,
             interrupts: Interrupts::default(),
             counters: Counters::new(engines + 2),
-            queues: Queues::default(),
+            queues: Queues::new(engines),
             contexts: Mutex::default(),
             control_ring: Mutex::default(),
             faults: FaultQueue::new(options.fault_queue),

@@ -23,8 +23,9 @@ use crate::work::{Access, Work};
 /// How often engines pass by a queue that is another one's before one of them takes it.
 const PASSES: u32 = 2;
 
-/// A place for a queue.
+/// A place for a queue. Engines at neighbouring queues share no cache line.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub struct Queue {
     /// The queue that is here, if one is.
     pub state: Mutex<Option<State>>,
@@ -54,19 +55,26 @@ impl Queue {
     }
 
     /// Whether an engine shall leave the queue to the one that served it last, which has its pages and their
-    /// translations: until that one has not come for a while, by how often others did.
-    pub fn leave_to_home(&self, engine: usize) -> bool {
-        let home = self.home.load(Ordering::Relaxed);
-        home != 0 && home != engine as u32 + 1 && self.passed.fetch_add(1, Ordering::Relaxed) < PASSES
+    /// translations: until that one has not come for a while, by how often others did. `elsewhere` says whether an engine
+    /// is at another queue: an engine that is `hungry` need not wait for one that is.
+    pub fn leave_to_home(&self, engine: usize, hungry: bool, elsewhere: impl Fn(usize) -> bool) -> bool {
+        match self.home.load(Ordering::Relaxed).checked_sub(1) {
+            None => false,
+            Some(home) if home as usize == engine || hungry && elsewhere(home as usize) => false,
+            Some(_) => self.passed.fetch_add(1, Ordering::Relaxed) < PASSES,
+        }
     }
 
     /// An engine has come to the queue, and keeps it if it had work.
     pub fn served(&self, engine: usize, worked: bool) {
         let engine = engine as u32 + 1;
-        if worked {
+        let mut home = self.home.load(Ordering::Relaxed);
+        // Others look at these words: they are stored only when they change.
+        if worked && home != engine {
             self.home.store(engine, Ordering::Relaxed);
+            home = engine;
         }
-        if self.home.load(Ordering::Relaxed) == engine {
+        if home == engine && self.passed.load(Ordering::Relaxed) != 0 {
             self.passed.store(0, Ordering::Relaxed);
         }
     }
@@ -244,18 +252,39 @@ pub struct Queues {
     places: Box<[Queue]>,
     /// A bit for each queue; cleared under its mutex only.
     active: [AtomicU64; WORDS],
+    /// Of each engine.
+    positions: Box<[Position]>,
 }
+
+/// The queue that an engine works on; 0 if none. Written by the engine; others read it as a hint. Alone in its
+/// cache lines: it is written twice a turn.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Position(AtomicU32);
 
 const WORDS: usize = (MAX_QUEUES as usize + 64) / 64;
 
-impl Default for Queues {
-    fn default() -> Self {
-        let places = (0..=MAX_QUEUES).map(|_| Queue::default()).collect();
-        Queues { places, active: Default::default() }
-    }
-}
-
 impl Queues {
+    /// No queue, for so many engines.
+    pub fn new(engines: usize) -> Self {
+        Queues {
+            places: (0..=MAX_QUEUES).map(|_| Queue::default()).collect(),
+            active: Default::default(),
+            positions: (0..engines).map(|_| Position::default()).collect(),
+        }
+    }
+
+    /// An engine comes to a queue, or leaves the one that it was at.
+    pub fn move_to(&self, engine: usize, queue: Option<u32>) {
+        self.positions[engine].0.store(queue.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Whether an engine seems to be at another queue than this.
+    pub fn is_at_other(&self, engine: usize, queue: u32) -> bool {
+        let position = self.positions[engine].0.load(Ordering::Relaxed);
+        position != 0 && position != queue
+    }
+
     /// The place of a queue, if the number is one.
     pub fn get(&self, queue: u32) -> Option<&Queue> {
         self.places.get(queue as usize).filter(|_| queue != 0)
@@ -309,7 +338,7 @@ mod tests {
 
     #[test]
     fn active_queues_are_visited_in_turn() {
-        let queues = Queues::default();
+        let queues = Queues::new(1);
         assert_eq!(queues.next_active(0), None);
         for queue in [1, 63, 64, 511] {
             queues.activate(queue);

@@ -4,7 +4,7 @@
 //! two. In wall-clock time: a second engine that waits for the first takes no CPU time but is no help.
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use measure::cpu::{self, Places};
 use measure::sample::Side;
@@ -16,7 +16,7 @@ use crate::arena::{Arena, Region, millions_per_second, random_indices};
 use crate::native::Scatter;
 
 /// Additions of each queue in a round.
-const COUNT: usize = 1 << 22;
+const COUNT: usize = 1 << 24;
 /// Two native loops that scale less say that there are no two free cores, and that nobody can tell.
 const FREE: f64 = 1.85;
 
@@ -28,7 +28,7 @@ pub(crate) fn scaling(name: &str, rounds: usize) -> Vec<Row> {
 
 fn of_size(name: &str, rounds: usize, place: &str, bytes: u64) -> Row {
     let devices = [1, 2].map(|engines| {
-        let options = Options { engines, poll: Duration::ZERO, ..Default::default() };
+        let options = Options { engines, ..Default::default() };
         Arena::new(options, 2 * (bytes + 4 * COUNT as u64))
     });
     let indices = [1, 2].map(|seed| random_indices(COUNT, bytes / 8, seed));
