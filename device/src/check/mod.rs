@@ -67,6 +67,8 @@ use shadow::{Event, Shadow, Shadows, What};
 
 /// Reports with all their events; later ones are only counted.
 const REPORTS: u64 = 16;
+/// Stores of one turn at a queue that are said to be at one time.
+const AT_ONCE: u32 = 64;
 
 /// What all threads of a device share.
 #[derive(Debug)]
@@ -98,6 +100,16 @@ pub struct Check {
     thread: Thread,
     /// The control entry under way ends a context.
     ending: bool,
+    clock: Clock,
+}
+
+/// The time to people's needs: it costs more to ask for it than to compare and note a value.
+#[derive(Debug, Default)]
+struct Clock {
+    /// Nanoseconds since the checker began.
+    now: u64,
+    /// How often that is good enough yet.
+    left: u32,
 }
 
 /// A value that is not what the device left.
@@ -245,10 +257,39 @@ impl Checker {
     }
 }
 
+impl Clock {
+    /// The time, or what it was within the last stores of this turn.
+    #[inline]
+    fn recent(&mut self, began: Instant) -> u64 {
+        match self.left.checked_sub(1) {
+            Some(left) => self.left = left,
+            None => *self = Clock { now: began.elapsed().as_nanos() as u64, left: AT_ONCE - 1 },
+        }
+        self.now
+    }
+
+    fn forget(&mut self) {
+        self.left = 0;
+    }
+}
+
 impl Check {
     /// The part of that thread.
     pub fn new(checker: Arc<Checker>, thread: Thread) -> Self {
-        Check { checker, thread, ending: false }
+        Check { checker, thread, ending: false, clock: Clock::default() }
+    }
+
+    /// An access loaded what the device did not leave there.
+    #[cold]
+    fn changed(&self, shadow: &Shadow, change: &Change, loaded: bool) {
+        if loaded {
+            // What was found is expected from now on: a change is reported once.
+            shadow.exchange(page_offset(change.va), change.bytes, change.found);
+        }
+        // Behind the access is whether it counts: see the top.
+        if shadow.watched() {
+            self.checker.report(self.thread, shadow, change);
+        }
     }
 }
 
@@ -265,24 +306,31 @@ impl Instrument for Check {
         }
     }
 
+    fn turn(&mut self, _queue: u32) {
+        self.clock.forget();
+    }
+
     #[inline]
     fn effect(&mut self, asid: u32, va: u64, bytes: u64, page: Page<'_>, effect: Effect) {
         let Some(shadow) = self.checker.shadows.find(page.frame()) else { return };
         let offset = page_offset(va);
-        // What was found is expected from now on: a change is reported once.
-        let Some(left) = effect.new.or(effect.old) else { return };
-        let expected = shadow.exchange(offset, bytes, left);
-        // Behind the access is whether it counts: see the top.
-        if let Some(found) = effect.old.filter(|&old| old != expected && shadow.watched()) {
+        let expected = match effect.new {
+            Some(new) => shadow.exchange(offset, bytes, new),
+            None => shadow.value(offset, bytes),
+        };
+        if let Some(found) = effect.old.filter(|&old| old != expected) {
             let change = Change { asid, va, bytes, frame: page.frame(), expected, found, more: 0 };
-            self.checker.report(self.thread, shadow, &change);
+            self.changed(shadow, &change, effect.new.is_none());
         }
         if let Some(new) = effect.new {
-            shadow.record(self.checker.event(self.thread, What::Stored, offset, new));
+            let time = self.clock.recent(self.checker.began);
+            let (thread, what, value) = (self.thread, What::Stored, new as u64);
+            shadow.record(Event { time, thread, what, offset: offset as u16, value, times: 1 });
         }
     }
 
     fn control(&mut self, entry: &ControlEntry) -> bool {
+        self.clock.forget();
         self.ending = entry.opcode == ControlOpcode::DESTROY_CONTEXT;
         true
     }
@@ -349,6 +397,41 @@ mod tests {
     fn give_back(check: &mut Check, memory: &GuestMemory, asid: u32) {
         check.invalidating(Record::Range { asid, va: 0, len: u64::MAX });
         check.synced(memory);
+    }
+
+    #[test]
+    fn the_time_is_asked_for_now_and_then() {
+        let second = std::time::Duration::from_secs(1);
+        let began = Instant::now().checked_sub(second).unwrap();
+        let mut clock = Clock { now: 7, left: 2 };
+        assert_eq!([clock.recent(began), clock.recent(began)], [7, 7]);
+        assert!(clock.recent(began) >= second.as_nanos() as u64);
+        assert_eq!(clock.left, AT_ONCE - 1);
+        clock.now = 7;
+        clock.forget();
+        assert!(clock.recent(began) >= second.as_nanos() as u64);
+    }
+
+    #[test]
+    fn an_access_is_compared_and_a_difference_reported_once() {
+        let (checker, memory) = (checker(1, ROOM), memory(1));
+        let mut check = Check::new(checker.clone(), Thread::Engine(0));
+        obtain(&mut check, &memory, 1, 0);
+        let page = memory.page(0, true).unwrap().with_access(Access::EXCLUSIVE);
+        let mut found = |va, bytes, old, new| {
+            check.effect(1, va, bytes, page, Effect { old, new });
+            checker.findings().changed
+        };
+        assert_eq!(found(8, 8, Some(0), Some(5)), 0);
+        assert_eq!(found(8, 8, Some(5), None), 0);
+        assert_eq!(found(12, 4, None, Some(1)), 0, "nothing was loaded");
+        assert_eq!(found(8, 8, Some(1 << 32 | 5), None), 0);
+        assert_eq!(found(8, 4, Some(6), None), 1);
+        assert_eq!(found(8, 4, Some(6), None), 1, "it is expected now");
+        assert_eq!(found(0, 16, Some(7), Some(8)), 2);
+        assert_eq!(found(0, 16, Some(8), None), 2);
+        checker.upheaval(Upheaval::Begins);
+        assert_eq!(found(0, 16, Some(9), Some(9)), 2, "nobody watches");
     }
 
     #[test]

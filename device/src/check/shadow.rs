@@ -26,8 +26,8 @@ pub(super) const SLOTS: usize = 1 << 16;
 /// Places in the index: what 4 GiB have in pages. Frames that are so far apart share a place, and one of them
 /// goes unwatched.
 const PLACES: usize = 1 << 20;
-/// Events that a page remembers.
-const EVENTS: usize = 16;
+/// Events that a page remembers besides the last one.
+const OLDER: usize = 15;
 /// Bits of an event that say where, who and what; above them is how often.
 const TIMES_SHIFT: u32 = 34;
 const WORDS: usize = PAGE_SIZE as usize / 8;
@@ -61,16 +61,21 @@ pub(super) struct Event {
     pub(super) times: u32,
 }
 
-/// One page's. All zero: of no page.
+/// One page's. All zero: of no page. An access needs the first cache line and that of its word, and no more.
 #[derive(Debug, FromZeros)]
 #[repr(C, align(64))]
 pub(super) struct Shadow {
     watched: AtomicBool,
     recorded: AtomicU32,
+    last: Cell,
+    older: [Cell; OLDER],
     words: [AtomicU64; WORDS],
-    /// Time, what and who and where, value.
-    events: [[AtomicU64; 3]; EVENTS],
 }
+
+/// An event: time, what and who and where, value.
+#[derive(Debug, FromZeros)]
+#[repr(transparent)]
+struct Cell([AtomicU64; 3]);
 
 /// All of them. The memory is the host's when it is first used.
 #[derive(Debug)]
@@ -165,26 +170,37 @@ impl Shadow {
         self.watched.load(Ordering::Acquire)
     }
 
+    /// What the device left there. The access is aligned, and the caller owns the page.
     #[inline]
-    fn value(&self, offset: u64, bytes: u64) -> u128 {
-        if bytes == 16 {
-            return u128::from(self.word(offset + 8).load(Ordering::Relaxed)) << 64 | self.value(offset, 8);
+    pub(super) fn value(&self, offset: u64, bytes: u64) -> u128 {
+        let word = |offset| self.word(offset).load(Ordering::Relaxed);
+        match bytes {
+            8 => word(offset).into(),
+            16 => u128::from(word(offset + 8)) << 64 | u128::from(word(offset)),
+            _ => {
+                let (shift, mask) = bits(offset, bytes);
+                (word(offset) >> shift & mask).into()
+            }
         }
-        let (shift, mask) = bits(offset, bytes);
-        u128::from(self.word(offset).load(Ordering::Relaxed) >> shift & mask)
     }
 
     /// Puts in what is there now; what the device left there before. The access is aligned, and the caller owns the page.
     #[inline]
     pub(super) fn exchange(&self, offset: u64, bytes: u64, new: u128) -> u128 {
         let old = self.value(offset, bytes);
-        if bytes == 16 {
-            self.word(offset + 8).store((new >> 64) as u64, Ordering::Relaxed);
+        let put = |offset, value| self.word(offset).store(value, Ordering::Relaxed);
+        match bytes {
+            8 => put(offset, new as u64),
+            16 => {
+                put(offset, new as u64);
+                put(offset + 8, (new >> 64) as u64);
+            }
+            _ => {
+                let (shift, mask) = bits(offset, bytes);
+                let others = self.word(offset).load(Ordering::Relaxed) & !(mask << shift);
+                put(offset, others | (new as u64 & mask) << shift);
+            }
         }
-        let (shift, mask) = bits(offset, bytes);
-        let word = self.word(offset);
-        let others = word.load(Ordering::Relaxed) & !(mask << shift);
-        word.store(others | (new as u64 & mask) << shift, Ordering::Relaxed);
         old
     }
 
@@ -209,31 +225,44 @@ impl Shadow {
         let Event { time, thread, what, offset, value, times } = event;
         let kind = u64::from(offset) | u64::from(thread.number()) << 16 | (what as u64) << (TIMES_SHIFT - 2);
         let number = self.recorded.load(Ordering::Relaxed);
-        let last = &self.events[number.wrapping_sub(1) as usize % EVENTS];
-        let packed = last[1].load(Ordering::Relaxed);
-        let (cell, packed) = if number > 0 && packed & ((1 << TIMES_SHIFT) - 1) == kind {
-            (last, packed.saturating_add(1 << TIMES_SHIFT))
+        let last = self.last.load();
+        let packed = if number > 0 && last[1] & ((1 << TIMES_SHIFT) - 1) == kind {
+            last[1].saturating_add(1 << TIMES_SHIFT)
         } else {
+            // The zeroth is no event, and is not looked at.
+            self.older[number as usize % OLDER].store(last);
             self.recorded.store(number.wrapping_add(1), Ordering::Relaxed);
-            (&self.events[number as usize % EVENTS], kind | u64::from(times) << TIMES_SHIFT)
+            kind | u64::from(times) << TIMES_SHIFT
         };
-        for (word, value) in cell.iter().zip([time, packed, value]) {
-            word.store(value, Ordering::Relaxed);
-        }
+        self.last.store([time, packed, value]);
     }
 
     /// What it remembers, the oldest first.
     pub(super) fn events(&self) -> Vec<Event> {
         let end = self.recorded.load(Ordering::Relaxed);
-        let event = |number: u32| {
-            let [time, packed, value] =
-                self.events[number as usize % EVENTS].each_ref().map(|word| word.load(Ordering::Relaxed));
-            let what = [What::Translated, What::Stored, What::Invalidated, What::Synced]
-                [(packed >> 32) as usize % 4];
-            let thread = Thread::from_number((packed >> 16) as u16);
-            Event { time, thread, what, offset: packed as u16, value, times: (packed >> TIMES_SHIFT) as u32 }
-        };
-        (end.saturating_sub(EVENTS as u32)..end).map(event).collect()
+        let first = end.saturating_sub(OLDER as u32).max(1);
+        let older = (first..end).map(|number| &self.older[number as usize % OLDER]);
+        older.chain((end > 0).then_some(&self.last)).map(Cell::event).collect()
+    }
+}
+
+impl Cell {
+    #[inline]
+    fn load(&self) -> [u64; 3] {
+        self.0.each_ref().map(|word| word.load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    fn store(&self, values: [u64; 3]) {
+        self.0.iter().zip(values).for_each(|(word, value)| word.store(value, Ordering::Relaxed));
+    }
+
+    fn event(&self) -> Event {
+        let [time, packed, value] = self.load();
+        let what =
+            [What::Translated, What::Stored, What::Invalidated, What::Synced][(packed >> 32) as usize % 4];
+        let thread = Thread::from_number((packed >> 16) as u16);
+        Event { time, thread, what, offset: packed as u16, value, times: (packed >> TIMES_SHIFT) as u32 }
     }
 }
 
