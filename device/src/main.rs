@@ -61,7 +61,8 @@ struct Arguments {
     /// Doesn't confine itself: for debuggers, profilers, and kernels or containers without seccomp
     #[arg(long)]
     no_sandbox: bool,
-    /// More log lines; twice for more still
+    /// More log lines; twice for more still. SVMX_LOG in the environment counts instead, if it is set: a filter
+    /// such as warn,svmx_device::vfio_user=trace
     #[arg(short, long, action = clap::ArgAction::Count)]
     verbose: u8,
 }
@@ -71,15 +72,36 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return refuse(&error),
     };
-    let level = ["info", "debug", "trace"][usize::from(arguments.verbose.min(2))];
-    let filter = EnvFilter::try_from_env("SVMX_LOG")
-        .unwrap_or_else(|_| EnvFilter::new(format!("warn,svmx_device={level}")));
+    let filter = match log_filter(arguments.verbose) {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return ExitCode::from(2);
+        }
+    };
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Which lines are logged.
+///
+/// # Errors
+/// When `SVMX_LOG` is no filter: somebody who looks for certain lines would wait for them in vain.
+fn log_filter(verbose: u8) -> anyhow::Result<EnvFilter> {
+    match std::env::var_os("SVMX_LOG") {
+        Some(text) if !text.is_empty() => {
+            let text = text.to_string_lossy();
+            EnvFilter::try_new(&text).with_context(|| format!("SVMX_LOG={text}"))
+        }
+        _ => {
+            let level = ["info", "debug", "trace"][usize::from(verbose.min(2))];
+            Ok(EnvFilter::new(format!("warn,svmx_device={level}")))
         }
     }
 }

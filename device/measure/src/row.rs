@@ -9,8 +9,9 @@ use crate::sample::{Comparison, Samples};
 
 /// One figure. Its fields are those of the JSON file.
 ///
-/// `value` and `baseline` are medians over `rounds` rounds, `ratio` is the first by the second. The spread:
-/// minimum, first quartile, third quartile and maximum of each, and of the ratios of single rounds.
+/// `value` and `baseline` are medians over `rounds` rounds, `ratio` is the median of the rounds' ratios: what
+/// disturbs a whole round does not disturb it. So it need not be the first by the second. The spread: minimum,
+/// first quartile, third quartile and maximum of each.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Row {
@@ -26,11 +27,12 @@ pub struct Row {
     pub compared_with: String,
     /// How much that came to.
     pub baseline: Option<f64>,
-    /// `value` by `baseline`.
+    /// `value` by `baseline`, round by round.
     pub ratio: Option<f64>,
     /// What is aimed at, such as `ratio >= 0.8`; empty if nothing is.
     pub aim: String,
-    /// Whether the aim is met; `None` without one, or when this machine can't tell.
+    /// Whether the aim is met; `None` without one, or when this machine can't tell: the aim is between the
+    /// quartiles, so that another run may well say the opposite.
     pub met: Option<bool>,
     /// Rounds that count.
     pub rounds: usize,
@@ -53,7 +55,7 @@ pub enum Aim {
     RatioAtLeast(f64),
     /// The ratio is at most this.
     RatioAtMost(f64),
-    /// The value, as it is rounded to one place, is at most this.
+    /// The value is at most this.
     ValueAtMost(f64),
 }
 
@@ -67,13 +69,16 @@ impl Aim {
         }
     }
 
-    fn met(self, value: f64, ratio: Option<f64>) -> Option<bool> {
-        match self {
-            Aim::None => None,
-            Aim::RatioAtLeast(least) => ratio.map(|ratio| ratio >= least),
-            Aim::RatioAtMost(most) => ratio.map(|ratio| ratio <= most),
-            Aim::ValueAtMost(most) => Some((value * 10.0).round() / 10.0 <= most),
-        }
+    /// By the middle half of the samples.
+    fn met(self, value: &Samples, ratios: Option<&Samples>) -> Option<bool> {
+        let (samples, good): (_, &dyn Fn(f64) -> bool) = match &self {
+            Aim::None => return None,
+            Aim::RatioAtLeast(least) => (ratios?, &move |ratio| ratio >= *least),
+            Aim::RatioAtMost(most) => (ratios?, &move |ratio| ratio <= *most),
+            Aim::ValueAtMost(most) => (value, &move |value| value <= *most),
+        };
+        let [first, third] = samples.quartiles().map(good);
+        (first == third).then_some(first)
     }
 }
 
@@ -94,7 +99,7 @@ impl Row {
             baseline: None,
             ratio: None,
             aim: aim.text(unit),
-            met: aim.met(value.median(), None),
+            met: aim.met(value, None),
             rounds: value.count(),
             value_spread: spread(value),
             baseline_spread: None,
@@ -113,14 +118,14 @@ impl Row {
         aim: Aim,
     ) -> Row {
         let Comparison { value, baseline } = comparison;
-        let ratio = Some(value.median() / baseline.median());
+        let ratios = comparison.ratios();
         Row {
             compared_with: compared_with.to_owned(),
             baseline: Some(baseline.median()),
-            ratio,
-            met: aim.met(value.median(), ratio),
+            ratio: Some(ratios.median()),
+            met: aim.met(value, Some(&ratios)),
             baseline_spread: Some(spread(baseline)),
-            ratio_spread: Some(spread(&comparison.ratios())),
+            ratio_spread: Some(spread(&ratios)),
             ..Row::alone(name, figure, unit, value, aim)
         }
     }
@@ -157,9 +162,25 @@ pub(crate) mod tests {
     fn aims() {
         assert_eq!(row(Aim::None).met, None);
         assert_eq!(row(Aim::RatioAtLeast(0.95)).met, Some(false));
-        assert_eq!(row(Aim::RatioAtMost(0.75)).met, Some(true));
-        assert_eq!(row(Aim::ValueAtMost(5.9)).met, Some(false));
-        let idle = Row::alone("idle", "idle", "%", &vec![0.04].into(), Aim::ValueAtMost(0.0));
-        assert_eq!((idle.met, idle.ratio, idle.aim.as_str()), (Some(true), None, "<= 0 %"));
+        assert_eq!(row(Aim::RatioAtMost(0.9)).met, Some(true));
+        assert_eq!(row(Aim::ValueAtMost(4.9)).met, Some(false));
+        let idle = |percent| Row::alone("idle", "idle", "%", &vec![percent].into(), Aim::ValueAtMost(0.0));
+        assert_eq!((idle(0.0).met, idle(0.0).ratio, idle(0.0).aim.as_str()), (Some(true), None, "<= 0 %"));
+        assert_eq!(idle(0.04).met, Some(false), "nothing is rounded");
+    }
+
+    #[test]
+    fn an_aim_between_the_quartiles_is_neither_met_nor_missed() {
+        assert_eq!(row(Aim::RatioAtMost(0.75)).met, None);
+        assert_eq!(row(Aim::RatioAtLeast(0.75)).met, None);
+        assert_eq!(row(Aim::ValueAtMost(6.0)).met, None);
+    }
+
+    #[test]
+    fn the_ratio_is_that_of_the_rounds() {
+        let comparison =
+            Comparison { value: vec![1.0, 20.0, 30.0].into(), baseline: vec![1.0, 10.0, 40.0].into() };
+        let row = Row::compared("x", "x", "us", "y", &comparison, Aim::RatioAtMost(2.0));
+        assert_eq!((row.value, row.baseline, row.ratio), (20.0, Some(10.0), Some(1.0)));
     }
 }

@@ -38,6 +38,15 @@ fn bad_values_are_one_line_and_exit_code_2() {
 }
 
 #[test]
+fn a_log_filter_that_is_none_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = device(folder.path(), &[]).env("SVMX_LOG", "svmx_device=loud").output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), text.lines().count()), (Some(2), 1), "{text}");
+    assert!(text.contains("SVMX_LOG=svmx_device=loud"), "{text}");
+}
+
+#[test]
 fn all_of_them_work_confined_and_end_well() {
     let folder = tempfile::tempdir().unwrap();
     let trace = folder.path().join("trace.json");

@@ -45,16 +45,19 @@ pub(crate) async fn run(options: Options) -> Result<()> {
         return Ok(());
     }
     let json = options.json.as_deref().map(JsonFile::create).transpose()?;
-    let rows = take(&options).await?;
+    let mut rows = Vec::new();
+    let taken = take(&options, &mut rows).await;
+    // Also those that came before something failed.
     if let Some(json) = json {
         json.write(&rows)?;
     }
+    taken?;
     println!("{}", summary(&rows));
     Ok(())
 }
 
-/// Builds the benchmark, then shows its rows as they come.
-async fn take(options: &Options) -> Result<Vec<Row>> {
+/// Builds the benchmark, then shows its rows, and puts them into `rows`, as they come.
+async fn take(options: &Options, rows: &mut Vec<Row>) -> Result<()> {
     const BENCHMARK: [&str; 5] = ["bench", "--package", "svmx-device", "--bench", "figures"];
     let progress = Progress::new(false);
     std::fs::create_dir_all(checkout::work())?;
@@ -75,7 +78,6 @@ async fn take(options: &Options) -> Result<Vec<Row>> {
     run.args(BENCHMARK).args(["--", "--json", "--rounds", &options.rounds.to_string()]);
     run.args(&options.filter).current_dir(checkout::root()).env("CARGO_TERM_COLOR", "never");
     progress.result(show::header());
-    let mut rows: Vec<Row> = Vec::new();
     let step = progress.step("measuring");
     process::logged(&mut run, &log, &step, |_, line| {
         if let Ok(row) = serde_json::from_str(line) {
@@ -83,8 +85,7 @@ async fn take(options: &Options) -> Result<Vec<Row>> {
             rows.push(row);
         }
     })
-    .await?;
-    Ok(rows)
+    .await
 }
 
 /// How many aims are met.

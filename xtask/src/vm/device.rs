@@ -53,6 +53,8 @@ impl Device {
         let stderr = File::create(&log)?;
         let mut command = Command::new(binary);
         command.arg("--once").arg("--socket").arg(&socket).args(options);
+        // Its log is judged, and must say what we wait for.
+        command.env_remove("SVMX_LOG");
         command.stdin(Stdio::null()).stdout(stderr.try_clone()?).stderr(stderr);
         let running = Running::start(&mut command)?;
         let mut device = Device { running, log, ended: None, killed: false, stopped: None };
