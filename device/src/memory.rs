@@ -8,8 +8,10 @@
 //! atomic one of 8 to 128 bits, and what was read once is never read again.
 //!
 //! A file's length is checked when it is mapped. If it is cut afterwards an access beyond its end raises
-//! SIGBUS, which ends this process; it does not reach other memory. Only a holder of the descriptor can do
-//! that: the VMM, not its guest. QEMU seals its memfds against shrinking (`memory-backend-memfd`, `seal=on` by
+//! SIGBUS, which ends this process; it does not reach other memory. The same comes of the first access to a page
+//! for which the host has none: in a file of a tmpfs that is full, or of huge pages when they have run out. The
+//! first only a holder of the descriptor can do: the VMM, not its guest. The second is for whoever sets the VMM
+//! up to rule out, by pages that are there from the start (`prealloc=on`). QEMU seals its memfds against shrinking (`memory-backend-memfd`, `seal=on` by
 //! default). Seals are not demanded here, because files of a tmpfs and memfds that were made without them are
 //! good memory too, and not added, because one would stay on when the VMM has its memory back, and a VMM that
 //! means harm would give a file that takes none.
@@ -34,6 +36,11 @@ use vm_memory::{
 /// Maps that one device accepts. QEMU makes about twenty.
 pub const MAX_MAPS: usize = 1024;
 
+/// Bytes of all maps together: 16 TiB. A file can be as long as its owner says, and a process has no more than
+/// 128 TiB of addresses (47 bits). Where they are used up allocations fail and end it; so maps may have an eighth
+/// of them, a quarter for the moment in which one snapshot follows another.
+pub const MAX_MAPPED: u64 = 1 << 44;
+
 /// Why a DMA map or unmap was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
@@ -56,6 +63,12 @@ pub enum MemoryError {
     /// More than [`MAX_MAPS`].
     #[error("more than {MAX_MAPS} maps")]
     TooMany,
+    /// More than [`MAX_MAPPED`].
+    #[error("{size:#x} bytes more would be over {MAX_MAPPED:#x} in all maps")]
+    TooMuch {
+        /// Bytes of the map.
+        size: u64,
+    },
     /// The file ends before the range does: an access there would end this process.
     #[error("file too short for {offset:#x}+{size:#x}")]
     ShortFile {
@@ -110,6 +123,10 @@ impl GuestMemory {
         let (Ok(length), 0) = (usize::try_from(size), page_offset(offset)) else { return Err(bad_range) };
         if self.regions.num_regions() >= MAX_MAPS {
             return Err(MemoryError::TooMany);
+        }
+        let mapped: u64 = self.regions.iter().map(|region| region.len()).sum();
+        if size > MAX_MAPPED - mapped {
+            return Err(MemoryError::TooMuch { size });
         }
         if offset.checked_add(size).is_none_or(|end| end > file.metadata().map_or(0, |data| data.len())) {
             return Err(MemoryError::ShortFile { offset, size });
@@ -381,6 +398,25 @@ mod tests {
         assert!(matches!(memory.with_map(wrap), Err(MemoryError::BadRange { .. })));
         let short = DmaMap { size: 0x4000, ..map(0x10000, 0x1000, true) };
         assert!(matches!(memory.with_map(short), Err(MemoryError::ShortFile { .. })));
+    }
+
+    #[test]
+    fn all_maps_together_are_bounded() {
+        // Nothing of it is ever touched.
+        let file = memfd(2 * MAX_MAPPED);
+        let map = |address, size| {
+            let file = file.try_clone().unwrap();
+            DmaMap { address, size, file, offset: 0, writable: true }
+        };
+        let too_much = |memory: &GuestMemory, size| {
+            matches!(memory.with_map(map(2 * MAX_MAPPED, size)), Err(MemoryError::TooMuch { .. }))
+        };
+        assert!(too_much(&GuestMemory::default(), MAX_MAPPED + PAGE_SIZE));
+        let memory = GuestMemory::default().with_map(map(0, MAX_MAPPED / 2)).unwrap();
+        let memory = memory.with_map(map(MAX_MAPPED, MAX_MAPPED / 2)).unwrap();
+        assert!(too_much(&memory, PAGE_SIZE));
+        let (memory, _) = memory.without(0, MAX_MAPPED / 2).unwrap();
+        assert!(!too_much(&memory, MAX_MAPPED / 2));
     }
 
     #[test]
