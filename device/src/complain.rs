@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Log lines that a guest can cause, limited so that it can't fill the operator's disk.
+//! Log lines that a guest or a VMM can cause, limited so that they can't fill the operator's disk.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,15 +24,18 @@ pub(crate) fn allowed() -> Option<u64> {
     (LINES.fetch_add(1, Ordering::Relaxed) < LIMIT).then_some(dropped)
 }
 
-/// Warns about something that a guest did.
+/// Warns about something that a guest or a VMM did; or, with a level first, tells it.
 macro_rules! complain {
-    ($($message:tt)*) => {
+    (Level::$level:ident, $($message:tt)*) => {
         if let Some(dropped) = $crate::complain::allowed() {
             if dropped > 0 {
                 tracing::warn!("{dropped} more lines like these were dropped");
             }
-            tracing::warn!($($message)*);
+            tracing::event!(tracing::Level::$level, $($message)*);
         }
+    };
+    ($($message:tt)*) => {
+        $crate::complain::complain!(Level::WARN, $($message)*)
     };
 }
 pub(crate) use complain;

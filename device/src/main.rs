@@ -16,8 +16,7 @@ use svmx_device::chaos::{Settings, spec::Faults};
 use svmx_device::instruments::{Request, Watchers};
 use svmx_device::model::{Model, Options};
 use svmx_device::sandbox::SandboxError;
-use svmx_device::vfio::{self, Serve};
-use svmx_device::vfio_user::{Listener, Stop};
+use svmx_device::vfio::{self, Listener, Serve, Stop};
 use svmx_device::{host, sandbox};
 use tracing_subscriber::EnvFilter;
 

@@ -17,9 +17,11 @@ use crate::config::CONFIG_SIZE;
 use crate::device::{Device, Region};
 use crate::memory::{self, MAX_MAPS, MemoryError};
 use crate::vfio_user::{
-    self, Attention, Backend, Complaint, ConnectionError, Description, DmaMap, End, Errno, Listener, Mapping,
-    Refusal, Stop, wire::Area,
+    self, Attention, Backend, Complaint, ConnectionError, Description, DmaMap, End, Errno, Mapping, Refusal,
+    wire::Area,
 };
+
+pub use crate::vfio_user::{Listener, Stop};
 
 /// Why the transport ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -51,13 +53,13 @@ pub fn serve(
     let description = describe(device)?;
     let attention = Attention { listener: Some(listener), ..Attention::new(stop) };
     while let Some(client) = listener.accept(stop)? {
-        tracing::info!("a VMM connected");
+        complain!(Level::INFO, "a VMM connected");
         let end = vfio_user::serve(&client, &description, &mut Adapter(device), attention);
         match end {
-            Ok(End::HungUp) => tracing::info!("the VMM is gone"),
+            Ok(End::HungUp) => complain!(Level::INFO, "the VMM is gone"),
             Ok(End::Stopped) => break,
             Err(error) if how == Serve::Once => return Err(error.into()),
-            Err(error) => tracing::error!("the connection broke: {error}"),
+            Err(error) => complain!(Level::ERROR, "the connection broke: {error}"),
         }
         if how == Serve::Once {
             break;
@@ -100,7 +102,7 @@ impl From<MemoryError> for Refusal {
         let errno = match &error {
             MemoryError::BadRange { .. } | MemoryError::ShortFile { .. } => Errno::INVAL,
             MemoryError::Overlap { .. } => Errno::EXIST,
-            MemoryError::TooMany => Errno::NOSPC,
+            MemoryError::TooMany | MemoryError::TooMuch { .. } => Errno::NOSPC,
             MemoryError::Mmap(MmapRegionError::Mmap(error)) => {
                 Errno::from_io_error(error).unwrap_or(Errno::NOMEM)
             }
@@ -131,9 +133,11 @@ impl Backend for Adapter<'_> {
             "DMA map {address:#x}+{size:#x} read {readable} write {writable} file {}",
             file.is_some()
         );
-        // A range without a file is a BAR: not memory that this device can use. Nor is one that it may not
-        // read.
-        let Some(file) = file.filter(|_| readable) else { return Ok(()) };
+        // A range without a file is a BAR: not memory that this device can use.
+        let Some(file) = file else { return Ok(()) };
+        if !readable {
+            return Err(Refusal::new(Errno::NOTSUP, "memory that may be written and not read"));
+        }
         Ok(self.0.dma_map(memory::DmaMap { address, size, file, offset, writable })?)
     }
 

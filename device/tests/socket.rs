@@ -94,6 +94,20 @@ impl Process {
         kill(Pid::from_raw(self.child.as_ref().unwrap().id() as i32), signal).unwrap();
     }
 
+    /// Takes lines from the log up to one that says this.
+    fn says(&mut self, what: &str) {
+        let log = self.child.as_mut().unwrap().stderr.as_mut().unwrap();
+        let mut line = String::new();
+        while !line.contains(what) {
+            line.clear();
+            while !line.ends_with('\n') {
+                let mut byte = [0];
+                log.read_exact(&mut byte).unwrap();
+                line.push(byte[0].into());
+            }
+        }
+    }
+
     /// Waits for the end, which must come by itself and leave no socket.
     fn end(&mut self) -> Output {
         let child = self.child.as_mut().unwrap();
@@ -369,6 +383,43 @@ fn a_second_vmm_is_turned_away() {
     process.signal(Signal::SIGINT);
     let log = process.ends_well();
     assert!(log.contains("another client was turned away"), "{log}");
+}
+
+#[test]
+fn one_that_can_not_be_turned_away_is_served_next() {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    let mut process = Process::start(&[]);
+    let mut vmm = Vmm::new(&process);
+    let pid = Pid::from_raw(process.child.as_ref().unwrap().id() as i32);
+    let limit = getrlimit(Resource::Nofile);
+    // No number for another descriptor.
+    prlimit(pid, Resource::Nofile, Rlimit { current: Some(3), ..limit }).unwrap();
+    let mut next = process.connect();
+    process.says("another client waits, and can't be turned away");
+    assert_eq!(vmm.read(BAR_REGS, regs::MAGIC), regs::MAGIC_VALUE);
+    prlimit(pid, Resource::Nofile, limit).unwrap();
+    drop(vmm);
+    // Refused, as it says nothing sensible, and therefore served.
+    next.write_all(&[0; 16]).unwrap();
+    assert_eq!(next.read(&mut [0; 16]).unwrap_or(0), 0);
+    process.signal(Signal::SIGTERM);
+    let log = process.ends_well();
+    assert!(log.contains("claims to have 0 bytes") && !log.contains("turned away"), "{log}");
+}
+
+#[test]
+fn who_comes_and_goes_does_not_fill_the_log() {
+    let start = Instant::now();
+    let mut process = Process::start(&[]);
+    for _ in 0..300 {
+        drop(process.connect());
+    }
+    process.signal(Signal::SIGTERM);
+    let log = process.ends_well();
+    // Eight in each second that there was, and whoever stopped it.
+    let seconds = start.elapsed().as_secs() as usize + 2;
+    let lines = log.matches("a VMM connected").count() + log.matches("the VMM is gone").count();
+    assert!(lines > 0 && lines <= 8 * seconds, "{lines} lines in {seconds} s");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
@@ -97,6 +98,9 @@ pub enum Complaint {
     StrayReply,
     /// Another client connected while one is served, and was hung up on.
     TurnedAway,
+    /// Another client connected while one is served, and can't be hung up on. It waits for its turn, as does
+    /// whoever comes after it.
+    LeftWaiting(io::Error),
 }
 
 impl fmt::Display for Complaint {
@@ -108,6 +112,9 @@ impl fmt::Display for Complaint {
             },
             Complaint::StrayReply => write!(to, "a reply to nothing was dropped"),
             Complaint::TurnedAway => write!(to, "another client was turned away: one at a time"),
+            Complaint::LeftWaiting(error) => {
+                write!(to, "another client waits, and can't be turned away: {error}")
+            }
         }
     }
 }

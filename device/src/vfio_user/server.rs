@@ -12,7 +12,7 @@ use vfio_bindings::bindings::vfio as abi;
 use super::backend::{Backend, Complaint, Description, DmaMap, Refusal, Region};
 use super::ranges::Ranges;
 use super::request::{IrqAction, MapRange, Request, SetIrqs, Unmap};
-use super::socket::Attention;
+use super::socket::{Attention, Listener};
 use super::stream::{self, ConnectionError, Event, Frame, Receiver, Reply};
 use super::version::{self, Session};
 use super::wire::{self, Flags, Header, RegionAccess};
@@ -27,11 +27,11 @@ pub enum End {
 }
 
 /// Serves a client until it goes. When this returns, however it ended, the backend has been told.
-pub fn serve(
+pub fn serve<'a>(
     socket: &UnixStream,
-    description: &Description,
-    backend: &mut dyn Backend,
-    attention: Attention<'_>,
+    description: &'a Description,
+    backend: &'a mut dyn Backend,
+    attention: Attention<'a>,
 ) -> Result<End, ConnectionError> {
     let mut client = Client { description, backend, session: None, ranges: Ranges::default() };
     let end = client.serve(socket, attention);
@@ -51,9 +51,9 @@ struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    fn serve(&mut self, socket: &UnixStream, mut attention: Attention<'_>) -> Result<End, ConnectionError> {
+    fn serve(&mut self, socket: &UnixStream, mut attention: Attention<'a>) -> Result<End, ConnectionError> {
         let mut receiver = Receiver::new();
-        let mut reply = Reply::default();
+        let mut reply = Reply::new();
         // A client may have sent so much ahead that there is nothing to wait for.
         while !attention.stop.told() {
             let event = match receiver.fill(socket, attention)? {
@@ -67,14 +67,26 @@ impl<'a> Client<'a> {
                 Event::Message => {}
                 Event::HungUp => return Ok(End::HungUp),
                 Event::Stopped => break,
-                Event::Newcomer => {
-                    // Without a descriptor to spare it stays where it is, and is not waited for any more.
-                    attention.listener = attention.listener.filter(|listener| listener.turn_away().is_ok());
-                    self.backend.complain(Complaint::TurnedAway);
-                }
+                Event::Newcomer => attention.listener = self.turn_away(attention),
             }
         }
         Ok(End::Stopped)
+    }
+
+    /// Hangs up on another client. The listener, if it is to be looked at further.
+    fn turn_away(&mut self, attention: Attention<'a>) -> Option<&'a Listener> {
+        let listener = attention.listener?;
+        match listener.turn_away() {
+            Ok(true) => self.backend.complain(Complaint::TurnedAway),
+            // It has gone by itself.
+            Ok(false) => {}
+            Err(error) => {
+                // There may be no descriptor to spare for it. It stays where it is, until this client has gone.
+                self.backend.complain(Complaint::LeftWaiting(error));
+                return None;
+            }
+        }
+        Some(listener)
     }
 
     /// Executes one message and answers it, if its sender wants that.
@@ -92,6 +104,7 @@ impl<'a> Client<'a> {
         }
         reply.begin();
         let done = self.execute(frame, reply);
+        let stranger = done.as_ref().is_err_and(|refusal| refusal.errno == version::NOT_SPOKEN);
         let (header, fd) = match done {
             Ok(fd) => (Header { id, command, flags: Flags::REPLY, ..Header::default() }, fd),
             Err(refusal) => {
@@ -101,10 +114,11 @@ impl<'a> Client<'a> {
                 (Header { id, command, flags: Flags::ERROR_REPLY, error, ..Header::default() }, None)
             }
         };
-        if flags.no_reply() {
-            return Ok(Event::Message);
-        }
-        stream::send(socket, attention, reply.finish(header), fd)
+        let event = match flags.no_reply() {
+            true => Event::Message,
+            false => stream::send(socket, attention, reply.finish(header), fd)?,
+        };
+        if stranger { Err(ConnectionError::NoCommonVersion) } else { Ok(event) }
     }
 
     fn execute(&mut self, frame: Frame<'_>, reply: &mut Reply) -> Result<Fd<'a>, Refusal> {
@@ -213,7 +227,8 @@ impl<'a> Client<'a> {
     }
 
     /// What a region is, and if it can be mapped, by which descriptor and where. A client without room for
-    /// all of that gets the fixed part, which says how much there is.
+    /// all of that gets the fixed part, which says that there is more and how much, and as in VFIO nothing that
+    /// it would need the rest for.
     fn region_info(
         &self,
         index: u32,
@@ -222,7 +237,6 @@ impl<'a> Client<'a> {
         reply: &mut Reply,
     ) -> Result<Fd<'a>, Refusal> {
         const ACCESS: u32 = abi::VFIO_REGION_INFO_FLAG_READ | abi::VFIO_REGION_INFO_FLAG_WRITE;
-        const MAPPED: u32 = abi::VFIO_REGION_INFO_FLAG_MMAP | abi::VFIO_REGION_INFO_FLAG_CAPS;
         let region = self.region(index)?;
         let fixed = size_of::<wire::RegionInfo>();
         let flags = if region.size == 0 { 0 } else { ACCESS };
@@ -242,12 +256,14 @@ impl<'a> Client<'a> {
         };
         let capability = size_of::<wire::SparseMmap>() + size_of_val(mapping.areas.as_slice());
         info.argsz = (fixed + capability) as u32;
-        info.flags |= MAPPED;
-        info.cap_offset = fixed as u32;
-        reply.push(&info);
+        info.flags |= abi::VFIO_REGION_INFO_FLAG_CAPS;
         if space < info.argsz {
+            reply.push(&info);
             return Ok(None);
         }
+        info.flags |= abi::VFIO_REGION_INFO_FLAG_MMAP;
+        info.cap_offset = fixed as u32;
+        reply.push(&info);
         reply.push(&wire::SparseMmap {
             id: abi::VFIO_REGION_INFO_CAP_SPARSE_MMAP as u16,
             version: 1,

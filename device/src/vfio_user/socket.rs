@@ -58,7 +58,9 @@ impl Listener {
             // process that waits for its client must not take this for it.
             match UnixDatagram::unbound().and_then(|probe| probe.connect(path)) {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(failed(error)),
+                Err(error) if error.raw_os_error() != Some(Errno::PROTOTYPE.raw_os_error()) => {
+                    return Err(failed(error));
+                }
                 Ok(()) | Err(_) => return Err(BindError::InUse(path.into())),
             }
             std::fs::remove_file(path).map_err(failed)?;
@@ -89,9 +91,9 @@ impl Listener {
         Ok(None)
     }
 
-    /// Hangs up on a client that waits, if one does.
-    pub(super) fn turn_away(&self) -> io::Result<()> {
-        self.waiting().map(drop)
+    /// Hangs up on a client that waits. Whether one did.
+    pub(super) fn turn_away(&self) -> io::Result<bool> {
+        Ok(self.waiting()?.is_some())
     }
 
     fn waiting(&self) -> io::Result<Option<UnixStream>> {

@@ -13,6 +13,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 use rustix::io::Errno;
@@ -40,6 +41,9 @@ pub enum ConnectionError {
         /// Bytes of it that did come.
         got: usize,
     },
+    /// The client speaks another version, and has been told so.
+    #[error("the client speaks another major version")]
+    NoCommonVersion,
     /// The client does not read.
     #[error("an answer was not taken for too long")]
     NotTaken,
@@ -100,6 +104,8 @@ pub(super) struct Receiver {
     position: u64,
     arrived: Vec<Arrived>,
     taken: Vec<OwnedFd>,
+    /// When the last byte came.
+    last: Instant,
 }
 
 impl Receiver {
@@ -111,6 +117,7 @@ impl Receiver {
             position: 0,
             arrived: Vec::with_capacity(MAX_ARRIVED),
             taken: Vec::with_capacity(MAX_ARRIVED),
+            last: Instant::now(),
         }
     }
 
@@ -122,18 +129,20 @@ impl Receiver {
     ) -> Result<Event, ConnectionError> {
         while self.complete()?.is_none() {
             let partial = self.end > self.start;
-            let wake =
-                attention.wait(socket.as_fd(), PollFlags::IN, partial.then_some(attention.patience))?;
+            // What is left of it, whatever else this has returned for since the last byte.
+            let patience = partial.then(|| attention.patience.saturating_sub(self.last.elapsed()));
+            let wake = attention.wait(socket.as_fd(), PollFlags::IN, patience)?;
+            let over = wake == Wake::TimedOut || patience == Some(Duration::ZERO);
             match wake {
                 Wake::Stopped => return Ok(Event::Stopped),
-                Wake::Newcomer => return Ok(Event::Newcomer),
-                Wake::Ready | Wake::TimedOut => {}
+                Wake::Newcomer if !over => return Ok(Event::Newcomer),
+                Wake::Newcomer | Wake::Ready | Wake::TimedOut => {}
             }
             // Also when the time is over: this process may have been stopped while the bytes came.
             match self.read(socket) {
                 Ok(0) => return Ok(Event::HungUp),
-                Ok(_) => {}
-                Err(Errno::AGAIN | Errno::INTR) if wake == Wake::Ready => {}
+                Ok(_) => self.last = Instant::now(),
+                Err(Errno::AGAIN | Errno::INTR) if !over => {}
                 Err(Errno::AGAIN | Errno::INTR) => {
                     return Err(ConnectionError::Partial { got: self.end - self.start });
                 }
@@ -232,6 +241,7 @@ fn send_all(
     let mut rest = message;
     // Newcomers can wait until an answer is out.
     let attention = Attention { listener: None, ..attention };
+    let mut last = Instant::now();
     while !rest.is_empty() {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -244,10 +254,12 @@ fn send_all(
                 rest = rest.get(sent..).unwrap_or_default();
                 // They have gone with the first byte.
                 fds = None;
+                last = Instant::now();
             }
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => {
-                match attention.wait(socket.as_fd(), PollFlags::OUT, Some(attention.patience))? {
+                let patience = attention.patience.saturating_sub(last.elapsed());
+                match attention.wait(socket.as_fd(), PollFlags::OUT, Some(patience))? {
                     Wake::Stopped => return Ok(Event::Stopped),
                     Wake::TimedOut => return Err(ConnectionError::NotTaken),
                     Wake::Ready | Wake::Newcomer => {}
@@ -259,13 +271,18 @@ fn send_all(
     Ok(Event::Message)
 }
 
-/// A message to be sent. Its memory is kept from one to the next.
-#[derive(Debug, Default)]
+/// A message to be sent. Its memory is had at the beginning, for any size that a message can have, so that no
+/// later message can meet with a host that has none left.
+#[derive(Debug)]
 pub(super) struct Reply {
     bytes: Vec<u8>,
 }
 
 impl Reply {
+    pub(super) fn new() -> Self {
+        Reply { bytes: Vec::with_capacity(MAX_MESSAGE) }
+    }
+
     /// Begins a message: nothing but room for its header.
     pub(super) fn begin(&mut self) {
         self.bytes.clear();
@@ -299,10 +316,34 @@ impl Reply {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::io::Write;
 
-    use super::super::socket::Stop;
+    use super::super::socket::{Listener, Stop};
     use super::*;
+
+    #[test]
+    fn newcomers_do_not_lengthen_the_wait() {
+        const HANG: Duration = Duration::from_secs(60);
+        let folder = tempfile::tempdir().unwrap();
+        let listener = Listener::bind(&folder.path().join("socket")).unwrap();
+        let (socket, mut client) = UnixStream::pair().unwrap();
+        let stop = Stop::new().unwrap();
+        // Nobody turns this one away, so it is news at every look.
+        let _newcomer = UnixStream::connect(listener.path()).unwrap();
+        client.write_all(&[0; 7]).unwrap();
+        let mut receiver = Receiver::new();
+        for patience in [Duration::ZERO, Duration::from_millis(20)] {
+            let attention = Attention { listener: Some(&listener), patience, ..Attention::new(&stop) };
+            let start = Instant::now();
+            let end = loop {
+                match receiver.fill(&socket, attention) {
+                    Ok(Event::Newcomer) => assert!(start.elapsed() < HANG),
+                    other => break other,
+                }
+            };
+            assert!(matches!(end, Err(ConnectionError::Partial { got: 7 })), "{end:?}");
+        }
+    }
 
     #[test]
     fn descriptors_that_come_with_half_a_message_are_bounded() {

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::backend::Refusal;
 use super::wire::{MAJOR, MAX_DATA, MAX_FDS, MINOR, PAGE, Version};
 
+/// The errno of a version that is not spoken here, and of nothing else. It is the connection's last.
+pub(super) const NOT_SPOKEN: Errno = Errno::PROTONOSUPPORT;
+
 /// What both sides can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Session {
@@ -50,7 +53,7 @@ pub(super) fn negotiate(
     reply: &mut Vec<u8>,
 ) -> Result<(Version, Session), Refusal> {
     if version.major != MAJOR {
-        return Err(Refusal::new(Errno::PROTONOSUPPORT, format!("major version {}", version.major)));
+        return Err(Refusal::new(NOT_SPOKEN, format!("major version {}", version.major)));
     }
     let theirs = parse(data)?.capabilities;
     if theirs.pgsizes & PAGE == 0 {

@@ -4,7 +4,7 @@
 
 use std::os::fd::AsFd;
 
-use svmx_device::vfio_user::{Errno, PATIENCE};
+use svmx_device::vfio_user::{ConnectionError, Errno, PATIENCE};
 
 use crate::client::*;
 use crate::device::memory;
@@ -28,9 +28,19 @@ fn nothing_before_version_and_version_only_once() {
 
 #[test]
 fn a_version_that_can_not_be_spoken() {
-    let mut client = Client::silent(PATIENCE);
+    // It is answered, if it wants that, and then there is nothing more to say.
     let other = [&1u16.to_ne_bytes(), &HELLO[2..]].concat();
-    assert_eq!(client.call(VERSION, &other), Err(Errno::PROTONOSUPPORT));
+    for no_reply in [false, true] {
+        let mut client = Client::silent(PATIENCE);
+        if no_reply {
+            client.send(&message(1, VERSION, 0x10, &other));
+        } else {
+            assert_eq!(client.call(VERSION, &other), Err(Errno::PROTONOSUPPORT));
+        }
+        let end = client.ended();
+        assert!(matches!(end, Err(ConnectionError::NoCommonVersion)), "{end:?}");
+    }
+    let mut client = Client::silent(PATIENCE);
     // A later minor version is no obstacle.
     let later = [&[0, 0][..], &9u16.to_ne_bytes(), &HELLO[4..]].concat();
     assert_eq!(client.call(VERSION, &later).unwrap()[..4], [0; 4]);
