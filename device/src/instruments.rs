@@ -102,18 +102,23 @@ fn attach(
     watchers: &Arc<Watchers>,
     chaos: Option<chaos::Settings>,
 ) -> Result<(), DeviceError> {
-    if watchers.checker.is_some() || watchers.trace.is_some() {
-        let watchers = watchers.clone();
-        model.upheaval.set(move |upheaval| watchers.upheaval(upheaval));
-    }
     let weak = Arc::downgrade(model);
-    let take = chaos.map(|settings| chaos::interrupts(settings, weak)).transpose();
-    let take = take.map_err(DeviceError::Thread)?.flatten();
+    let courier = chaos.map(|settings| chaos::interrupts(settings, weak)).transpose();
+    let courier = courier.map_err(DeviceError::Thread)?.flatten().map(Arc::new);
+    if watchers.checker.is_some() || watchers.trace.is_some() || courier.is_some() {
+        let (watchers, courier) = (watchers.clone(), courier.clone());
+        model.upheaval.set(move |upheaval| {
+            watchers.upheaval(upheaval);
+            if let (Upheaval::Reset, Some(courier)) = (upheaval, &courier) {
+                courier.empty();
+            }
+        });
+    }
     let trace = watchers.trace.clone();
-    if take.is_some() || trace.is_some() {
+    if courier.is_some() || trace.is_some() {
         model.interrupts.detour.set(move |vector| {
             trace.iter().for_each(|trace| trace.interrupt(vector));
-            take.as_ref().is_some_and(|take| take(vector))
+            courier.as_ref().is_some_and(|courier| courier.take(vector))
         });
     }
     Ok(())

@@ -260,9 +260,10 @@ impl Model {
         }
         *self.contexts.lock() = Contexts::default();
         self.faults.start(0, 0);
+        // Before what it may still deliver is forgotten.
+        self.upheaval.call(Upheaval::Reset);
         self.interrupts.reset();
         self.doorbells.clear();
-        self.upheaval.call(Upheaval::Reset);
     }
 
     /// Ends all threads; the device does not run again.

@@ -4,7 +4,8 @@
 //!
 //! What spec 4.4 allows is all that it does: an interrupt may be late, interrupts of different vectors may
 //! change their order, and those of one vector may become one, as each of them only says "look". None is lost:
-//! whatever was raised, one is delivered afterwards. Without bus mastering the model holds what is delivered.
+//! whatever was raised, one is delivered afterwards, but for a reset, which forgets it with all else (spec 1.1).
+//! Without bus mastering the model holds what is delivered.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -12,7 +13,7 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use svmx_abi::pci::NUM_VECTORS;
 
 use super::decide::{Purpose, Stream};
@@ -24,7 +25,7 @@ const MOST: u32 = 64;
 
 /// The model's side.
 #[derive(Debug)]
-pub(super) struct Courier {
+pub struct Courier {
     shared: Arc<Shared>,
 }
 
@@ -73,7 +74,7 @@ impl Courier {
     }
 
     /// Takes an interrupt that is raised now, to deliver it later; false: deliver it yourself.
-    pub(super) fn take(&self, vector: u16) -> bool {
+    pub fn take(&self, vector: u16) -> bool {
         let Shared { bag, changed, delay, coalesce } = &*self.shared;
         let mut bag = bag.lock();
         let Bag { due, vectors, .. } = &mut *bag;
@@ -95,6 +96,13 @@ impl Courier {
         due.push(Reverse((when, vector)));
         changed.notify_one();
         true
+    }
+
+    /// Forgets what was taken. When this returns, none of it is delivered any more.
+    pub fn empty(&self) {
+        let mut bag = self.shared.bag.lock();
+        bag.due.clear();
+        bag.vectors.iter_mut().for_each(|vector| (vector.carried, vector.last) = (0, None));
     }
 }
 
@@ -120,11 +128,12 @@ impl Shared {
             bag.due.pop();
             // Before it is delivered: one that is raised from now on may be about something newer.
             bag.vectors[usize::from(vector)].carried -= 1;
-            parking_lot::MutexGuard::unlocked(&mut bag, || {
-                if let Some(model) = model.upgrade() {
-                    model.interrupts.deliver_now(vector);
-                }
-            });
+            if let Some(model) = model.upgrade() {
+                // With the bag locked, so that nothing is on its way when it has been emptied.
+                model.interrupts.deliver_now(vector);
+                // If this is the last of the model, its courier's side goes too, which locks the bag.
+                MutexGuard::unlocked(&mut bag, || drop(model));
+            }
         }
     }
 }

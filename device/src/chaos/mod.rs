@@ -20,7 +20,7 @@ use crate::instrument::{Instrument, Thread};
 use crate::invalidate::{Invalidations, Record};
 use crate::memory::GuestMemory;
 use crate::model::Model;
-use courier::Courier;
+pub use courier::Courier;
 use decide::{Purpose, Stream};
 use spec::Faults;
 
@@ -63,11 +63,9 @@ impl Chaos {
     }
 }
 
-/// What becomes of interrupts: a function that says whether it has taken one, to deliver it later. `None` if
-/// all are on time.
-pub fn interrupts(settings: Settings, model: Weak<Model>) -> std::io::Result<Option<impl Fn(u16) -> bool>> {
-    let courier = Courier::start(&settings.faults, settings.seed, model)?;
-    Ok(courier.map(|courier| move |vector| courier.take(vector)))
+/// Who carries interrupts late; `None` if all are on time.
+pub fn interrupts(settings: Settings, model: Weak<Model>) -> std::io::Result<Option<Courier>> {
+    Courier::start(&settings.faults, settings.seed, model)
 }
 
 impl Instrument for Chaos {

@@ -8,9 +8,9 @@ use std::thread;
 use mock_driver::{Mock, Space, Stop, UserQueue, add, add_strided, wait_until};
 use svmx_abi::control::{CompletionWord, Replay, Sync, TlbInvalidate};
 use svmx_abi::fault::FaultRecord;
-use svmx_abi::pci::{PAGE_SIZE, page_base};
+use svmx_abi::pci::{NUM_VECTORS, PAGE_SIZE, page_base};
 use svmx_abi::pte::{Access, Pte};
-use svmx_abi::regs::Counter;
+use svmx_abi::regs::{self, Counter};
 use svmx_abi::status::Status;
 
 use super::{VA, chaotic};
@@ -169,4 +169,21 @@ fn a_silent_device_answers_no_more_and_comes_back_by_nothing() {
     // Engines don't know.
     (0..100).for_each(|_| assert_eq!(queue.run(add(VA, 1)).applied, 1));
     assert_eq!(CompletionWord(mock.ram64(notify).load(Ordering::Acquire)).value(), 0);
+}
+
+#[test]
+fn an_interrupt_that_is_late_does_not_outlive_a_reset() {
+    let mock = chaotic("irq-coalesce=60s", 1);
+    let model = mock.device.lock().model().clone();
+    let vector = NUM_VECTORS - 1;
+    // It has no event, so what is delivered is pending.
+    let delivered = || model.interrupts.pending() >> vector & 1 == 1;
+    model.interrupts.raise(vector);
+    assert!(delivered(), "the first one is not late");
+    model.interrupts.raise(vector);
+    mock.write(regs::CONTROL, 0, 4);
+    assert!(!delivered());
+    mock.start();
+    model.interrupts.raise(vector);
+    assert!(delivered(), "it is the first one again");
 }
