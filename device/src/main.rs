@@ -15,13 +15,14 @@ use svmx_abi::regs::Counter;
 use svmx_device::chaos::{Settings, spec::Faults};
 use svmx_device::instruments::{Request, Watchers};
 use svmx_device::model::{Model, Options};
-use svmx_device::sandbox::SandboxError;
 use svmx_device::vfio::{self, Listener, Serve, Stop};
 use svmx_device::{host, sandbox};
 use tracing_subscriber::EnvFilter;
 
 /// The most threads that may execute commands.
 const MAX_ENGINES: u16 = 64;
+/// What can be done about that.
+const NOT_CONFINED: &str = "can't confine the process (--no-sandbox runs it as it is)";
 
 /// The svmx accelerator as a vfio-user device. It serves one VMM at a time, each with the device in its reset
 /// state, until SIGTERM or SIGINT.
@@ -134,11 +135,14 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let listener = Listener::bind(&arguments.socket)?;
     let stop = Stop::new()?;
     // What is opened is opened above, what is started is started below.
-    confine(arguments, || sandbox::forbid_files(listener.path()))?;
+    let confined = (!arguments.no_sandbox).then(|| sandbox::forbid_files(listener.path()));
+    let landlock = confined.transpose().context(NOT_CONFINED)?;
     let (mut device, watchers) = request.device(options)?;
     end_on(signals, stop.clone())?;
     // Nothing is opened or started from here on.
-    confine(arguments, sandbox::forbid_syscalls)?;
+    if let Some(landlock) = landlock {
+        sandbox::forbid_syscalls(landlock).context(NOT_CONFINED)?;
+    }
     tracing::info!("listening on {}", listener.path().display());
     let how = if arguments.once { Serve::Once } else { Serve::Forever };
     let served = vfio::serve(&listener, &mut device, &stop, how);
@@ -158,14 +162,6 @@ fn instruments(arguments: &Arguments) -> anyhow::Result<Request> {
     let create = |path: &PathBuf| File::create(path).with_context(|| format!("--trace {}", path.display()));
     let trace = arguments.trace.as_ref().map(create).transpose()?;
     Ok(Request { check_exclusive: arguments.check_exclusive, chaos, trace })
-}
-
-/// One wall of the sandbox, unless there shall be none.
-fn confine(arguments: &Arguments, wall: impl FnOnce() -> Result<(), SandboxError>) -> anyhow::Result<()> {
-    if arguments.no_sandbox {
-        return Ok(());
-    }
-    wall().context("can't confine the process (--no-sandbox runs it as it is)")
 }
 
 /// A CPU is left to the guest.

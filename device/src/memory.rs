@@ -26,6 +26,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use nix::libc::{MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE};
 use portable_atomic::AtomicU128;
+use rustix::fs::fstat;
 use svmx_abi::pci::{PAGE_SIZE, page_base, page_offset};
 use svmx_abi::pte::Access;
 use vm_memory::{
@@ -120,7 +121,7 @@ impl GuestMemory {
         let DmaMap { address, size, file, offset, writable } = map;
         check_range(address, size)?;
         let bad_range = MemoryError::BadRange { address, size };
-        let (Ok(length), 0) = (usize::try_from(size), page_offset(offset)) else { return Err(bad_range) };
+        let (Ok(bytes), 0) = (usize::try_from(size), page_offset(offset)) else { return Err(bad_range) };
         if self.regions.num_regions() >= MAX_MAPS {
             return Err(MemoryError::TooMany);
         }
@@ -128,12 +129,14 @@ impl GuestMemory {
         if size > MAX_MAPPED - mapped {
             return Err(MemoryError::TooMuch { size });
         }
-        if offset.checked_add(size).is_none_or(|end| end > file.metadata().map_or(0, |data| data.len())) {
+        // Not by the standard library, whose system call takes a path as well.
+        let length = fstat(&file).map_or(0, |data| data.st_size.cast_unsigned());
+        if offset.checked_add(size).is_none_or(|end| end > length) {
             return Err(MemoryError::ShortFile { offset, size });
         }
         let protection = if writable { PROT_READ | PROT_WRITE } else { PROT_READ };
         let file = FileOffset::new(file, offset);
-        let mapping = MmapRegion::build(Some(file), length, protection, MAP_SHARED | MAP_NORESERVE)?;
+        let mapping = MmapRegion::build(Some(file), bytes, protection, MAP_SHARED | MAP_NORESERVE)?;
         let region = GuestRegionMmap::new(mapping, GuestAddress(address)).ok_or(bad_range)?;
         let regions = self.regions.insert_region(Arc::new(region));
         Ok(GuestMemory { regions: regions.map_err(|_| MemoryError::Overlap { address, size })? })

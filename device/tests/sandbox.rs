@@ -10,33 +10,40 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{IoSlice, Read};
 use std::net::TcpListener;
-use std::os::fd::AsRawFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use mock_driver::binary::{Binary, patiently};
+use mock_driver::memfd;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::eventfd::EventFd;
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
+use nix::sys::socket::{self, ControlMessage, MsgFlags};
 use nix::unistd::{Pid, execv};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
-use svmx_abi::pci::NUM_VECTORS;
+use svmx_abi::pci::{BAR_DOORBELLS, BAR_REGS, NUM_VECTORS};
+use svmx_device::device::Device;
 use svmx_device::memory::{DmaMap, GuestMemory, MAX_MAPS};
-use svmx_device::sandbox;
-use tempfile::TempDir;
+use svmx_device::model::Options;
+use svmx_device::sandbox::{self, Landlock};
+use svmx_device::vfio::{self, Listener, Serve, Stop};
 
-const HANG: Duration = Duration::from_secs(60);
+const PROGRAM: &str = env!("CARGO_BIN_EXE_svmx-device");
 const PAGE: u64 = 4096;
+/// Indices of a region and of a kind of interrupt.
+const PCI_CONFIG: u32 = 7;
+const MSIX: u32 = 2;
 /// Tells the child what to try.
 const ATTEMPT: &str = "SVMX_TEST_ATTEMPT";
 /// Tells the child of a folder of its own.
@@ -70,6 +77,21 @@ const FORBIDDEN: &[(&str, libc::c_long, fn())] = &[
         let _ = unsafe { mprotect(page, PAGE as usize, ProtFlags::PROT_READ | ProtFlags::PROT_EXEC) };
     }),
     ("look at files by name", libc::SYS_statx, || drop(fs::metadata("/etc/passwd"))),
+    ("look at files by a path that may be empty", libc::SYS_statx, || {
+        let (path, status) = (c"/etc/passwd".as_ptr(), &mut [0u64; 32]);
+        // SAFETY: a path, and room for a `struct statx`, which has 256 bytes.
+        unsafe { libc::syscall(libc::SYS_statx, 0, path, libc::AT_EMPTY_PATH, 0, status) };
+    }),
+    ("look by the older call", libc::SYS_newfstatat, || {
+        let (path, status) = (c"/etc/passwd".as_ptr(), &mut [0u64; 32]);
+        // SAFETY: a path, and room for a `struct stat`, which has less than 256 bytes.
+        unsafe { libc::syscall(libc::SYS_newfstatat, 0, path, status, libc::AT_EMPTY_PATH) };
+    }),
+    ("send without a message", libc::SYS_sendto, || _ = socket::send(0, b"", MsgFlags::empty())),
+    ("receive without a message", libc::SYS_recvfrom, || _ = socket::recv(0, &mut [], MsgFlags::empty())),
+    ("shut a socket down", libc::SYS_shutdown, || _ = socket::shutdown(0, socket::Shutdown::Both)),
+    ("make an event", libc::SYS_eventfd2, || drop(EventFd::new())),
+    ("read a file from where it is", libc::SYS_read, || _ = std::io::stdin().read(&mut [0])),
 ];
 
 #[cfg(target_arch = "x86_64")]
@@ -101,6 +123,7 @@ fn what_a_device_does_is_allowed() {
     let output = attempt("work", folder.path());
     let log = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{:?}: {log}", output.status);
+    assert!(log.contains("the VMM is gone") && !log.contains("refused"), "{log}");
     assert!(!folder.path().join("own.sock").exists());
 }
 
@@ -162,55 +185,49 @@ fn child() {
                 .with_map(DmaMap { address: 0, size: PAGE, file, offset: 0, writable: true })
                 .unwrap();
             ram.set_len(0).unwrap();
-            sandbox::forbid_syscalls().unwrap();
+            sandbox::forbid_syscalls(Landlock::Restricts).unwrap();
             memory.word64(8, true).unwrap().store(1, Ordering::SeqCst);
         }
         "ask" => {
-            sandbox::forbid_syscalls().unwrap();
+            sandbox::forbid_syscalls(Landlock::Missing).unwrap();
             let file = File::open("/etc/passwd").map(drop);
             let thread = std::thread::Builder::new().spawn(|| ()).map(drop);
             assert!(refused(file) && refused(thread));
+            assert!(refused(fs::remove_file("/no/such/file")), "where landlock is not there to choose");
         }
         "panic" => {
             tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-            sandbox::forbid_syscalls().unwrap();
+            sandbox::forbid_syscalls(Landlock::Restricts).unwrap();
             let panicked = std::panic::catch_unwind(|| panic!("on purpose"));
             assert!(panicked.is_err());
             std::process::abort();
         }
         _ => {
             let (.., act) = FORBIDDEN.iter().find(|(name, ..)| *name == what).unwrap();
-            sandbox::forbid_syscalls().unwrap();
+            sandbox::forbid_syscalls(Landlock::Restricts).unwrap();
             act();
         }
     }
     std::process::exit(0);
 }
 
-/// What the device does between its start and its end.
+/// All that a client asks of the device between its start and its end, by the code that does it there.
 fn work(own: &Path) {
-    let listener = UnixListener::bind(own).unwrap();
-    let mut client = UnixStream::connect(own).unwrap();
-    let ram = memfd(16 * PAGE);
-    let event = EventFd::new().unwrap();
-    sandbox::forbid_files(own).unwrap();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let listener = Listener::bind(own).unwrap();
+    let stop = Stop::new().unwrap();
+    // The client speaks and is done before the walls go up; its answers fit into the socket.
+    let client = UnixStream::connect(own).unwrap();
+    let (ram, event) = (memfd(16 * PAGE), EventFd::new().unwrap());
+    converse(&client, ram.as_raw_fd(), event.as_fd().as_raw_fd());
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    let landlock = sandbox::forbid_files(own).unwrap();
+    let mut device = Device::new(Options { engines: 2, ..Default::default() }).unwrap();
     let (sender, receiver) = channel::<Box<dyn FnOnce() + Send>>();
     let thread = std::thread::spawn(move || receiver.iter().for_each(|work| work()));
-    sandbox::forbid_syscalls().unwrap();
+    sandbox::forbid_syscalls(landlock).unwrap();
 
-    let (mut server, _) = listener.accept().unwrap();
-    client.write_all(b"hello").unwrap();
-    let mut bytes = [0; 5];
-    std::io::Read::read_exact(&mut server, &mut bytes).unwrap();
-    // Guest memory, mapped and unmapped.
-    let file = ram.try_clone().unwrap();
-    let memory = GuestMemory::default()
-        .with_map(DmaMap { address: 0, size: 16 * PAGE, file, offset: 0, writable: true })
-        .unwrap();
-    memory.word64(8, true).unwrap().store(1, Ordering::SeqCst);
-    drop(memory.without(0, 16 * PAGE).unwrap());
-    drop(memory);
-    event.write(1).unwrap();
+    vfio::serve(&listener, &mut device, &stop, Serve::Once).unwrap();
     // The allocator's large blocks, on a thread whose arena is new, that grow and shrink.
     sender
         .send(Box::new(|| {
@@ -227,7 +244,42 @@ fn work(own: &Path) {
         .unwrap();
     drop(sender);
     thread.join().unwrap();
-    fs::remove_file(own).unwrap();
+    device.end();
+    drop(device);
+    stop.stop();
+    drop(listener);
+}
+
+/// One message of each kind.
+fn converse(client: &UnixStream, ram: RawFd, event: RawFd) {
+    let words = |words: &[u32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
+    let access = |region, offset, count| words(&[offset, 0, region, count]);
+    let command_register = [access(PCI_CONFIG, 4, 2), vec![6, 0]].concat();
+    for (command, payload, fd) in [
+        (1u16, b"\0\0\0\0{\"capabilities\":{\"max_msg_fds\":8}}\0".to_vec(), None),
+        (2, words(&[32, 3, 0, 0, 0, 0, 16 * PAGE as u32, 0]), Some(ram)),
+        (4, words(&[16, 0, 0, 0]), None),
+        (5, words(&[100, 0, BAR_DOORBELLS, 0, 0, 0, 0, 0]), None),
+        (6, words(&[16, 0, 0, 0]), None),
+        (7, words(&[16, 0, MSIX, 0]), None),
+        (8, words(&[20, 0x24, MSIX, 0, 1]), Some(event)),
+        (10, command_register, None),
+        (8, words(&[20, 0x21, MSIX, 0, 1]), None),
+        (9, access(BAR_REGS, 0, 4), None),
+        (9, access(BAR_DOORBELLS, 0, 4), None),
+        (10, [access(BAR_DOORBELLS, 4096, 4), vec![1; 4]].concat(), None),
+        (3, words(&[24, 0, 0, 0, 16 * PAGE as u32, 0]), None),
+        (13, vec![], None),
+    ] {
+        let size = 16 + payload.len() as u32;
+        let header = [&1u16.to_ne_bytes()[..], &command.to_ne_bytes(), &words(&[size, 0, 0])].concat();
+        let bytes = [header, payload].concat();
+        let control: Vec<_> =
+            fd.iter().map(|fd| ControlMessage::ScmRights(std::slice::from_ref(fd))).collect();
+        let parts = [IoSlice::new(&bytes)];
+        let sent = socket::sendmsg::<()>(client.as_raw_fd(), &parts, &control, MsgFlags::empty(), None);
+        assert_eq!(sent, Ok(bytes.len()));
+    }
 }
 
 /// What landlock alone leaves.
@@ -253,96 +305,36 @@ fn use_files(own: &Path) {
     fs::remove_file(own).unwrap();
 }
 
-fn memfd(size: u64) -> File {
-    let file = File::from(memfd_create("ram", MFdFlags::MFD_CLOEXEC).unwrap());
-    file.set_len(size).unwrap();
-    file
-}
-
 fn refused(result: std::io::Result<()>) -> bool {
     result.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
-/// The real binary, its log in a file. Killed when dropped.
-struct Device {
-    child: Option<Child>,
-    folder: TempDir,
+/// A line of each thread's status.
+fn status(device: &Binary, key: &str) -> Vec<String> {
+    let tasks = fs::read_dir(device.proc("task")).unwrap();
+    let statuses = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap());
+    statuses
+        .map(|status| status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_owned())
+        .collect()
 }
 
-impl Device {
-    fn command(folder: &TempDir, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_svmx-device"));
-        command.arg("--socket").arg(folder.path().join("device.sock")).args(arguments);
-        command.stdout(Stdio::null()).stderr(File::create(folder.path().join("log")).unwrap());
-        command
-    }
-
-    fn start(arguments: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let child = Some(Device::command(&folder, arguments).spawn().unwrap());
-        let device = Device { child, folder };
-        wait_until("the device", || device.log().contains("listening on"));
-        device
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.folder.path().join("log")).unwrap()
-    }
-
-    fn pid(&self) -> Pid {
-        Pid::from_raw(self.child.as_ref().unwrap().id().cast_signed())
-    }
-
-    /// A line of each thread's status.
-    fn status(&self, key: &str) -> Vec<String> {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
-        let statuses = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap());
-        statuses
-            .map(|status| status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_owned())
-            .collect()
-    }
-
-    fn end(&mut self) -> ExitStatus {
-        kill(self.pid(), Signal::SIGTERM).unwrap();
-        self.ended()
-    }
-
-    fn ended(&mut self) -> ExitStatus {
-        let child = self.child.as_mut().unwrap();
-        wait_until("the device's end", || child.try_wait().unwrap().is_some());
-        child.wait().unwrap()
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < HANG, "hang: waiting for {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+fn end(mut device: Binary) {
+    device.signal(Signal::SIGTERM);
+    device.ends_well();
 }
 
 fn wait(mut child: Child) -> Output {
-    wait_until("a child's end", || child.try_wait().unwrap().is_some());
+    patiently("a child's end", || child.try_wait().unwrap().is_some());
     child.wait_with_output().unwrap()
 }
 
 #[test]
 fn every_thread_of_the_device_is_confined() {
-    let mut device = Device::start(&["--engines", "5"]);
+    let device = Binary::start(PROGRAM, &["--engines", "5"]);
     // Five engines, control, signals, transport.
-    assert_eq!(device.status("Seccomp:"), ["2"; 8]);
-    assert_eq!(device.status("NoNewPrivs:"), ["1"; 8]);
-    let limits = fs::read_to_string(format!("/proc/{}/limits", device.pid())).unwrap();
+    assert_eq!(status(&device, "Seccomp:"), ["2"; 8]);
+    assert_eq!(status(&device, "NoNewPrivs:"), ["1"; 8]);
+    let limits = fs::read_to_string(device.proc("limits")).unwrap();
     let limit = |name: &str| {
         let values = limits.lines().find_map(|line| line.strip_prefix(name)).unwrap().split_whitespace();
         values.map(|value| value.parse().unwrap_or(u64::MAX)).collect::<Vec<_>>()
@@ -351,45 +343,43 @@ fn every_thread_of_the_device_is_confined() {
     // Each DMA map and each vector holds a file.
     let (soft, hard) = (limit("Max open files")[0], limit("Max open files")[1]);
     assert!(soft >= hard.min(MAX_MAPS as u64 + u64::from(NUM_VECTORS)), "{soft} of {hard}");
-    assert_eq!(device.end().code(), Some(0));
-    assert!(!device.folder.path().join("device.sock").exists());
+    end(device);
 }
 
 #[test]
 fn no_sandbox_is_no_sandbox() {
     let before = fs::read_to_string("/proc/self/status").unwrap();
     let before = before.lines().find_map(|line| line.strip_prefix("Seccomp:")).unwrap().trim().to_owned();
-    let mut device = Device::start(&["--engines", "1", "--no-sandbox"]);
-    assert_eq!(device.status("Seccomp:"), vec![before; 4]);
-    assert_eq!(device.end().code(), Some(0));
+    let device = Binary::start(PROGRAM, &["--engines", "1", "--no-sandbox"]);
+    assert_eq!(status(&device, "Seccomp:"), vec![before; 4]);
+    end(device);
 }
 
 #[test]
 fn a_thread_that_begins_late_is_no_offender() {
     for _ in 0..10 {
-        let mut device = Device::start(&["--engines", "64"]);
-        assert_eq!(device.end().code(), Some(0), "{}", device.log());
+        let device = Binary::start(PROGRAM, &["--engines", "64"]);
+        end(device);
     }
 }
 
 #[test]
 fn every_map_at_once_though_the_caller_has_few_files() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut command = Device::command(&folder, &[]);
     // SAFETY: between fork and exec only a system call is made.
-    unsafe { command.pre_exec(|| Ok(few_files()?)) };
-    let mut device = Device { child: Some(command.spawn().unwrap()), folder };
-    wait_until("the device", || device.log().contains("listening on"));
-    let mut client = vfio_user::Client::new(&device.folder.path().join("device.sock")).unwrap();
+    let few = |command: &mut Command| _ = unsafe { command.pre_exec(|| Ok(few_files()?)) };
+    let device = Binary::spawn(PROGRAM, &[], few);
+    device.says("listening on");
+    let mut client = vfio_user::Client::new(&device.socket()).unwrap();
     let file = memfd(PAGE);
     for number in 0..MAX_MAPS as u64 {
         client.dma_map(0, number * PAGE, PAGE, file.as_raw_fd()).unwrap();
     }
-    let mut bytes = [0; 4];
-    client.region_read(0, svmx_abi::regs::MAGIC, &mut bytes).unwrap();
-    assert_eq!(u32::from_le_bytes(bytes), svmx_abi::regs::MAGIC_VALUE, "{}", device.log());
+    // The client does not look at answers; the log does.
+    assert!(!device.log().contains("refused"), "{}", device.log());
+    client.dma_map(0, MAX_MAPS as u64 * PAGE, PAGE, file.as_raw_fd()).unwrap();
+    device.says("DmaMap refused: more than 1024 maps");
     drop(client);
-    assert_eq!(device.end().code(), Some(0), "{}", device.log());
+    end(device);
 }
 
 /// What a login shell allows, or less.
@@ -399,18 +389,15 @@ fn few_files() -> nix::Result<()> {
 }
 
 /// Starts the device in what such a container is: some system calls fail with EPERM.
-fn start_where_forbidden(calls: &[libc::c_long]) -> Device {
+fn start_where_forbidden(calls: &[libc::c_long]) -> Binary {
     let rules = calls.iter().map(|&call| (call, vec![])).collect();
     let (other, listed) = (SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32));
     let arch = std::env::consts::ARCH.try_into().unwrap();
     let filter: BpfProgram = SeccompFilter::new(rules, other, listed, arch).unwrap().try_into().unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let mut command = Device::command(&folder, &[]);
     // SAFETY: between fork and exec only system calls are made; an error has nothing to free.
-    unsafe {
-        command.pre_exec(move || apply_filter(&filter).map_err(|_| std::io::Error::from(Errno::EPERM)))
-    };
-    Device { child: Some(command.spawn().unwrap()), folder }
+    Binary::spawn(PROGRAM, &[], |command| unsafe {
+        command.pre_exec(move || apply_filter(&filter).map_err(|_| std::io::Error::from(Errno::EPERM)));
+    })
 }
 
 #[test]
@@ -419,16 +406,18 @@ fn where_seccomp_is_forbidden_it_says_what_to_do() {
     let (status, log) = (device.ended(), device.log());
     assert_eq!(status.code(), Some(1), "{log}");
     assert!(log.contains("seccomp: ") && log.contains("--no-sandbox"), "{log}");
-    assert!(!device.folder.path().join("device.sock").exists());
+    assert!(!device.socket().exists());
 }
 
 #[test]
 fn without_landlock_it_says_so_and_goes_on() {
     let landlock = [libc::SYS_landlock_create_ruleset, libc::SYS_landlock_restrict_self];
     let mut device = start_where_forbidden(&landlock);
-    wait_until("the device", || device.log().contains("listening on"));
-    assert_eq!(device.status("Seccomp:").first().map(String::as_str), Some("2"));
+    device.says("listening on");
+    assert_eq!(status(&device, "Seccomp:").first().map(String::as_str), Some("2"));
     let log = device.log();
     assert!(log.contains("INFO svmx_device::sandbox: no landlock here"), "{log}");
-    assert_eq!(device.end().code(), Some(0));
+    device.signal(Signal::SIGTERM);
+    assert_eq!(device.ended().code(), Some(0), "{}", device.log());
+    assert!(device.socket().exists(), "it could have removed any file");
 }

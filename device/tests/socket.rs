@@ -2,22 +2,19 @@
 
 //! The real binary over a real socket, with a client that is not ours.
 
-use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{Ordering, fence};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use mock_driver::binary::{Binary, command, patiently};
+use mock_driver::memfd;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use svmx_abi::control::{ControlEntry, ControlFlags, CreateContext, CreateQueue};
 use svmx_abi::doorbell::{driver, queue};
 use svmx_abi::pci::{BAR_DOORBELLS, BAR_DOORBELLS_SIZE, BAR_REGS};
@@ -26,13 +23,12 @@ use svmx_abi::queue::{Cqe, Opcode, Sqe, WidthLog2};
 use svmx_abi::regs;
 use svmx_abi::status::Status;
 use svmx_device::memory::{DmaMap, GuestMemory};
-use tempfile::TempDir;
 use vfio_user::Client;
 
 const RAM: u64 = 1 << 20;
 const CONFIG: u32 = 7;
 const MSIX: u32 = 2;
-const HANG: Duration = Duration::from_secs(60);
+const PROGRAM: &str = env!("CARGO_BIN_EXE_svmx-device");
 // Guest-physical pages.
 const CTL: u64 = 0x1000;
 const FAULTS: u64 = 0x2000;
@@ -42,106 +38,6 @@ const SQ: u64 = 0x8000;
 const CQ: u64 = 0x9000;
 const DATA: u64 = 0xa000;
 
-/// The binary, and the folder with its socket. Killed when dropped.
-struct Process {
-    child: Option<Child>,
-    folder: TempDir,
-}
-
-impl Process {
-    fn start(arguments: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mut process = Process { child: None, folder };
-        process.child = Some(process.command(arguments).spawn().unwrap());
-        wait_until("the socket", || process.socket().exists());
-        process
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.folder.path().join("device.sock")
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_svmx-device"));
-        command.arg("--socket").arg(self.socket()).args(arguments).stderr(Stdio::piped());
-        command
-    }
-
-    /// A connection on which nothing has been said. The socket's file is there a moment before it is
-    /// listened on.
-    fn connect(&self) -> UnixStream {
-        let mut stream = None;
-        wait_until("a connection", || {
-            stream = UnixStream::connect(self.socket()).ok();
-            stream.is_some()
-        });
-        stream.unwrap()
-    }
-
-    fn proc(&self, what: &str) -> PathBuf {
-        format!("/proc/{}/{what}", self.child.as_ref().unwrap().id()).into()
-    }
-
-    fn maps(&self) -> String {
-        std::fs::read_to_string(self.proc("maps")).unwrap()
-    }
-
-    fn descriptors(&self) -> usize {
-        std::fs::read_dir(self.proc("fd")).unwrap().count()
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.as_ref().unwrap().id() as i32), signal).unwrap();
-    }
-
-    /// Takes lines from the log up to one that says this.
-    fn says(&mut self, what: &str) {
-        let log = self.child.as_mut().unwrap().stderr.as_mut().unwrap();
-        let mut line = String::new();
-        while !line.contains(what) {
-            line.clear();
-            while !line.ends_with('\n') {
-                let mut byte = [0];
-                log.read_exact(&mut byte).unwrap();
-                line.push(byte[0].into());
-            }
-        }
-    }
-
-    /// Waits for the end, which must come by itself and leave no socket.
-    fn end(&mut self) -> Output {
-        let child = self.child.as_mut().unwrap();
-        wait_until("the device's end", || child.try_wait().unwrap().is_some());
-        assert!(!self.socket().exists(), "socket left behind");
-        self.child.take().unwrap().wait_with_output().unwrap()
-    }
-
-    fn ends_well(&mut self) -> String {
-        let output = self.end();
-        let log = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(0), "{log}");
-        assert_eq!(log.matches("ended commands=").count(), 1, "{log}");
-        log
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < HANG, "hang: waiting for {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
 /// A VMM and driver in one.
 struct Vmm {
     client: Client,
@@ -150,16 +46,9 @@ struct Vmm {
 }
 
 impl Vmm {
-    fn new(process: &Process) -> Self {
-        // The socket's file is there a moment before it is listened on.
-        let mut client = None;
-        wait_until("a connection", || {
-            client = Client::new(&process.socket()).ok();
-            client.is_some()
-        });
-        let mut client = client.unwrap();
-        let file = File::from(memfd_create("ram", MFdFlags::MFD_CLOEXEC).unwrap());
-        file.set_len(RAM).unwrap();
+    fn new(process: &Binary) -> Self {
+        let mut client = Client::new(&process.socket()).unwrap();
+        let file = memfd(RAM);
         client.dma_map(0, 0, RAM, file.as_raw_fd()).unwrap();
         let region = client.region(BAR_DOORBELLS).unwrap();
         assert_eq!((region.size, region.sparse_areas.len()), (BAR_DOORBELLS_SIZE, 1));
@@ -236,7 +125,7 @@ impl Vmm {
         self.put::<8>(CTL + 64, zerocopy::transmute!(notified));
         self.ring(0, driver::CTL_TAIL, 2);
         let word = self.ram.word64(NOTIFY, false).unwrap();
-        wait_until("the control queue", || word.load(Ordering::Acquire) == 7);
+        patiently("the control queue", || word.load(Ordering::Acquire) == 7);
     }
 
     fn submit(&mut self, index: u32, operand: u64) {
@@ -247,9 +136,13 @@ impl Vmm {
     }
 }
 
+fn maps(process: &Binary) -> String {
+    std::fs::read_to_string(process.proc("maps")).unwrap()
+}
+
 #[test]
 fn a_command_and_its_interrupt() {
-    let mut process = Process::start(&["--once"]);
+    let mut process = Binary::start(PROGRAM, &["--once"]);
     let mode = std::fs::metadata(process.socket()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let mut vmm = Vmm::new(&process);
@@ -285,7 +178,7 @@ fn a_command_and_its_interrupt() {
 #[test]
 fn signals_end_it_at_any_time() {
     for (signal, when) in [(Signal::SIGTERM, 0), (Signal::SIGINT, 1), (Signal::SIGTERM, 2)] {
-        let mut process = Process::start(&["--engines", "3", "--poll-us", "0", "--rmw-delay", "50"]);
+        let mut process = Binary::start(PROGRAM, &["--engines", "3", "--poll-us", "0", "--rmw-delay", "50"]);
         let mut vmm = (when > 0).then(|| Vmm::new(&process));
         if let Some(vmm) = vmm.as_mut().filter(|_| when > 1) {
             vmm.enable();
@@ -301,7 +194,7 @@ fn signals_end_it_at_any_time() {
 fn with_once_it_ends_when_the_client_goes() {
     // At once; with work under way; in the middle of a message.
     for when in 0..3 {
-        let mut process = Process::start(&["-v", "--once"]);
+        let mut process = Binary::start(PROGRAM, &["-v", "--once"]);
         if when < 2 {
             let mut vmm = Vmm::new(&process);
             if when == 1 {
@@ -321,10 +214,9 @@ fn with_once_it_ends_when_the_client_goes() {
 
 #[test]
 fn memory_that_is_refused_is_not_there_and_all_goes_on() {
-    let mut process = Process::start(&["--once"]);
+    let mut process = Binary::start(PROGRAM, &["--once"]);
     let mut vmm = Vmm::new(&process);
-    let file = File::from(memfd_create("more", MFdFlags::MFD_CLOEXEC).unwrap());
-    file.set_len(RAM).unwrap();
+    let file = memfd(RAM);
     // It overlaps what is mapped; it is longer than its file. The client reads the answer but does not look.
     vmm.client.dma_map(0, RAM / 2, RAM, file.as_raw_fd()).unwrap();
     vmm.client.dma_map(0, 1 << 30, 2 * RAM, file.as_raw_fd()).unwrap();
@@ -332,7 +224,7 @@ fn memory_that_is_refused_is_not_there_and_all_goes_on() {
     vmm.make_queue();
     vmm.submit(0, 1);
     let word = vmm.ram.word64(DATA + 8, false).unwrap();
-    wait_until("the addition", || word.load(Ordering::Relaxed) == 1);
+    patiently("the addition", || word.load(Ordering::Relaxed) == 1);
     drop(vmm);
     let log = process.ends_well();
     assert!(log.contains("overlaps another map") && log.contains("file too short"), "{log}");
@@ -340,13 +232,13 @@ fn memory_that_is_refused_is_not_there_and_all_goes_on() {
 
 #[test]
 fn one_vmm_after_the_other_each_with_a_fresh_device() {
-    let mut process = Process::start(&[]);
+    let mut process = Binary::start(PROGRAM, &[]);
     let mut connected = None;
     for _ in 0..3 {
         let mut vmm = Vmm::new(&process);
         // As many as the first time: nothing of its predecessors is left.
         let first = *connected.get_or_insert_with(|| process.descriptors());
-        wait_until("the end of old descriptors", || process.descriptors() == first);
+        patiently("the end of old descriptors", || process.descriptors() == first);
         assert_eq!(vmm.read(CONFIG, 4) & 6, 0, "no memory space, no bus master");
         for register in [regs::STATUS, regs::FATAL_ERROR, regs::CTL_BASE, regs::CTL_LOG2, regs::FAULT_BASE] {
             assert_eq!(vmm.read(BAR_REGS, register), 0, "{register:#x}");
@@ -362,10 +254,10 @@ fn one_vmm_after_the_other_each_with_a_fresh_device() {
         vmm.make_queue();
         (0..16).for_each(|index| vmm.submit(index, 1));
         let word = vmm.ram.word64(DATA + 8, false).unwrap();
-        wait_until("an addition", || word.load(Ordering::Relaxed) > 0);
-        assert!(process.maps().contains("memfd:ram"));
+        patiently("an addition", || word.load(Ordering::Relaxed) > 0);
+        assert!(maps(&process).contains("memfd:mock"));
         drop(vmm);
-        wait_until("the end of all maps", || !process.maps().contains("memfd:ram"));
+        patiently("the end of all maps", || !maps(&process).contains("memfd:mock"));
     }
     process.signal(Signal::SIGTERM);
     process.ends_well();
@@ -373,7 +265,7 @@ fn one_vmm_after_the_other_each_with_a_fresh_device() {
 
 #[test]
 fn a_second_vmm_is_turned_away() {
-    let mut process = Process::start(&[]);
+    let mut process = Binary::start(PROGRAM, &[]);
     let mut vmm = Vmm::new(&process);
     assert!(Client::new(&process.socket()).is_err());
     assert_eq!(vmm.read(BAR_REGS, regs::MAGIC), regs::MAGIC_VALUE);
@@ -388,9 +280,9 @@ fn a_second_vmm_is_turned_away() {
 #[test]
 fn one_that_can_not_be_turned_away_is_served_next() {
     use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
-    let mut process = Process::start(&[]);
+    let mut process = Binary::start(PROGRAM, &[]);
     let mut vmm = Vmm::new(&process);
-    let pid = Pid::from_raw(process.child.as_ref().unwrap().id() as i32);
+    let pid = Pid::from_raw(process.pid().as_raw());
     let limit = getrlimit(Resource::Nofile);
     // No number for another descriptor.
     prlimit(pid, Resource::Nofile, Rlimit { current: Some(3), ..limit }).unwrap();
@@ -404,13 +296,13 @@ fn one_that_can_not_be_turned_away_is_served_next() {
     assert_eq!(next.read(&mut [0; 16]).unwrap_or(0), 0);
     process.signal(Signal::SIGTERM);
     let log = process.ends_well();
-    assert!(log.contains("claims to have 0 bytes") && !log.contains("turned away"), "{log}");
+    assert!(log.contains("claims to have 0 bytes") && !log.contains("was turned away"), "{log}");
 }
 
 #[test]
 fn who_comes_and_goes_does_not_fill_the_log() {
     let start = Instant::now();
-    let mut process = Process::start(&[]);
+    let mut process = Binary::start(PROGRAM, &[]);
     for _ in 0..300 {
         drop(process.connect());
     }
@@ -425,7 +317,7 @@ fn who_comes_and_goes_does_not_fill_the_log() {
 #[test]
 fn a_broken_connection_is_an_error_only_if_it_is_the_only_one() {
     for once in [true, false] {
-        let mut process = Process::start(if once { &["--once"] } else { &[] });
+        let mut process = Binary::start(PROGRAM, if once { &["--once"] } else { &[] });
         let mut stream = process.connect();
         stream.write_all(&[0xff; 16]).unwrap();
         assert_eq!(stream.read(&mut [0; 16]).unwrap_or(0), 0);
@@ -435,9 +327,8 @@ fn a_broken_connection_is_an_error_only_if_it_is_the_only_one() {
             assert!(process.ends_well().contains("claims to have 4294967295 bytes"));
             continue;
         }
-        let output = process.end();
-        let log = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{log}");
+        let (status, log) = (process.ended(), process.log());
+        assert_eq!(status.code(), Some(1), "{log}");
         assert!(log.contains("claims to have 4294967295 bytes") && !log.contains("panicked"), "{log}");
     }
 }
@@ -445,10 +336,10 @@ fn a_broken_connection_is_an_error_only_if_it_is_the_only_one() {
 #[test]
 fn descriptors_for_which_there_is_no_room_are_not_left_behind() {
     use rustix::process::{Pid, Resource, prlimit};
-    let mut process = Process::start(&["--once"]);
+    let mut process = Binary::start(PROGRAM, &["--once"]);
     let mut vmm = Vmm::new(&process);
     let before = process.descriptors();
-    let pid = Pid::from_raw(process.child.as_ref().unwrap().id() as i32);
+    let pid = Pid::from_raw(process.pid().as_raw());
     // One more can be received, or a few if the numbers have gaps; some of sixteen are lost.
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let little = rustix::process::Rlimit { current: Some(before as u64 + 1), ..limit };
@@ -464,7 +355,7 @@ fn descriptors_for_which_there_is_no_room_are_not_left_behind() {
 
 #[test]
 fn who_gives_events_can_not_stop_those_who_raise_them() {
-    let mut process = Process::start(&[]);
+    let mut process = Binary::start(PROGRAM, &[]);
     let mut vmm = Vmm::new(&process);
     vmm.enable();
     vmm.make_queue();
@@ -479,10 +370,10 @@ fn who_gives_events_can_not_stop_those_who_raise_them() {
     vmm.doorbells.word32(4096 + queue::CQ_ARM, true).unwrap().store(1, Ordering::SeqCst);
     vmm.submit(0, 1);
     let armed = vmm.doorbells.word32(4096 + queue::CQ_ARM, false).unwrap();
-    wait_until("the interrupt", || armed.load(Ordering::SeqCst) == 0);
+    patiently("the interrupt", || armed.load(Ordering::SeqCst) == 0);
     vmm.submit(1, 1);
     let word = vmm.ram.word64(DATA + 8, false).unwrap();
-    wait_until("the engine", || word.load(Ordering::Relaxed) == 2);
+    patiently("the engine", || word.load(Ordering::Relaxed) == 2);
     // What is no eventfd is not taken.
     let (_reader, writer) = std::io::pipe().unwrap();
     vmm.client.set_irqs(MSIX, 0x24, 3, 1, &[writer.as_raw_fd()]).unwrap();
@@ -495,37 +386,33 @@ fn who_gives_events_can_not_stop_those_who_raise_them() {
 #[test]
 fn bad_arguments_get_one_line_and_exit_code_2() {
     let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("s");
     for arguments in
         [vec!["--engines", "0"], vec!["--engines", "many"], vec!["--rmw-delay", "-1"], vec!["--no"]]
     {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_svmx-device"));
-        let output = command.arg("--socket").arg(&socket).args(&arguments).output().unwrap();
+        let mut command = command(PROGRAM, folder.path(), &arguments);
+        let output = command.stderr(Stdio::piped()).output().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();
         assert_eq!((output.status.code(), text.lines().count()), (Some(2), 1), "{arguments:?}: {text}");
     }
-    let output = Command::new(env!("CARGO_BIN_EXE_svmx-device")).output().unwrap();
+    let output = Command::new(PROGRAM).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert_eq!(String::from_utf8(output.stderr).unwrap().lines().count(), 1);
 }
 
 #[test]
 fn a_socket_in_use_is_an_error_and_a_dead_one_is_replaced() {
-    let mut first = Process::start(&[]);
-    let output = first.command(&[]).output().unwrap();
+    let mut first = Binary::start(PROGRAM, &[]);
+    let mut second = Command::new(PROGRAM);
+    let output = second.arg("--socket").arg(first.socket()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8(output.stderr).unwrap().contains("in use"));
     // And it did not disturb who waits there.
     assert_eq!(Vmm::new(&first).read(BAR_REGS, regs::MAGIC), regs::MAGIC_VALUE);
-    first.signal(Signal::SIGTERM);
-    first.ends_well();
-    first.child = Some(first.command(&[]).spawn().unwrap());
-    wait_until("the socket", || first.socket().exists());
     first.signal(Signal::SIGKILL);
-    let mut child = first.child.take().unwrap();
-    child.wait().unwrap();
+    first.ended();
     assert!(first.socket().exists());
-    first.child = Some(first.command(&[]).spawn().unwrap());
+    first.again(PROGRAM, &[]);
+    first.says("listening on");
     drop(Vmm::new(&first));
     first.signal(Signal::SIGTERM);
     first.ends_well();
@@ -533,15 +420,15 @@ fn a_socket_in_use_is_an_error_and_a_dead_one_is_replaced() {
 
 #[test]
 fn a_process_that_is_stopped_is_late_and_nothing_else() {
-    let mut process = Process::start(&["--once"]);
+    let mut process = Binary::start(PROGRAM, &["--once"]);
     let mut vmm = Vmm::new(&process);
     vmm.enable();
     vmm.make_queue();
     for round in 0..5 {
         (0..8).for_each(|index| vmm.submit(16 * round + index, 1));
         process.signal(Signal::SIGSTOP);
-        let stat = format!("/proc/{}/stat", process.child.as_ref().unwrap().id());
-        wait_until("the stop", || std::fs::read_to_string(&stat).unwrap().contains(") T "));
+        let stat = process.proc("stat");
+        patiently("the stop", || std::fs::read_to_string(&stat).unwrap().contains(") T "));
         // What can be waited for while it is stopped: memory is as good as ever, and messages queue up.
         let before = vmm.ram.word64(DATA + 8, false).unwrap().load(Ordering::Relaxed);
         std::thread::scope(|scope| {
@@ -554,7 +441,7 @@ fn a_process_that_is_stopped_is_late_and_nothing_else() {
         });
         assert!((16 * round..16 * round + 9).contains(&(before as u32)), "{before}");
         let word = vmm.ram.word64(DATA + 8, false).unwrap();
-        wait_until("all commands", || word.load(Ordering::Relaxed) == u64::from(16 * (round + 1)));
+        patiently("all commands", || word.load(Ordering::Relaxed) == u64::from(16 * (round + 1)));
         // Read up to here.
         vmm.ring(1, queue::CQ_HEAD, 16 * (round + 1));
     }

@@ -3,6 +3,7 @@
 //! A driver without a kernel: guest memory in a memfd, page tables, control queue, fault consumer, user
 //! rings. It obeys the specification by default, and lets a test break it.
 
+pub mod binary;
 mod rings;
 
 use std::fs::File;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! The system calls that a running device makes, and with which arguments. Everything else is trapped, but
-//! for two that fail with EPERM. Libraries open files of their own accord and cope if they can't: glibc's
+//! for a few that fail with EPERM. Libraries open files of their own accord and cope if they can't: glibc's
 //! allocator asks `/proc/sys/vm/overcommit_memory` before it shrinks a heap; a backtrace wants the program's symbols. And who
 //! starts a thread has all signals blocked meanwhile, so a trap would be deadly and say nothing.
 //!
@@ -13,24 +13,23 @@ use std::collections::BTreeMap;
 use std::env::consts::ARCH;
 
 use nix::libc::{self, c_int, c_long};
-use seccompiler::SeccompCmpArgLen::{Dword, Qword};
+use seccompiler::SeccompCmpArgLen::Dword;
 use seccompiler::SeccompCmpOp::{Eq, MaskedEq};
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule,
 };
 
+use super::Landlock;
+
 /// Allowed with any arguments.
 const ANY: &[c_long] = &[
     // Talking to the VMM: it may come and go, and there are no other sockets than its.
     libc::SYS_accept4,
     libc::SYS_recvmsg,
-    libc::SYS_recvfrom,
     libc::SYS_sendmsg,
-    libc::SYS_shutdown,
     libc::SYS_ppoll,
-    // Files that are open: doorbells, the trace, the log.
-    libc::SYS_read,
+    // Files that are open: doorbells, the trace, the log. `writev` is for the allocator's last words.
     libc::SYS_write,
     libc::SYS_writev,
     libc::SYS_pread64,
@@ -38,7 +37,6 @@ const ANY: &[c_long] = &[
     libc::SYS_fallocate,
     libc::SYS_fstat,
     libc::SYS_close,
-    libc::SYS_eventfd2,
     // Interrupts, which must not wait for the VMM.
     libc::SYS_io_submit,
     libc::SYS_io_getevents,
@@ -52,7 +50,6 @@ const ANY: &[c_long] = &[
     // Threads that wait, sleep, yield, and look at the clock where that is a system call.
     libc::SYS_futex,
     libc::SYS_sched_yield,
-    libc::SYS_nanosleep,
     libc::SYS_clock_nanosleep,
     libc::SYS_clock_gettime,
     libc::SYS_restart_syscall,
@@ -63,33 +60,35 @@ const ANY: &[c_long] = &[
     libc::SYS_rseq,
     libc::SYS_gettid,
     libc::SYS_getpid,
-    // Signals and the end. Which file may be removed is landlock's.
+    // Signals and the end.
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigtimedwait,
     libc::SYS_rt_sigreturn,
-    libc::SYS_unlinkat,
     libc::SYS_exit,
     libc::SYS_exit_group,
 ];
 
-/// What old architectures have beside a newer call.
+/// Removes the socket, and whatever else landlock lets it.
 #[cfg(target_arch = "x86_64")]
-const OLD: &[c_long] = &[libc::SYS_poll, libc::SYS_unlink];
+const REMOVE: c_long = libc::SYS_unlink;
 #[cfg(not(target_arch = "x86_64"))]
-const OLD: &[c_long] = &[];
+const REMOVE: c_long = libc::SYS_unlinkat;
 
 /// Not trapped by one filter, and refused by the other: see above.
 const REFUSED: [c_long; 3] = [libc::SYS_openat, libc::SYS_clone, libc::SYS_clone3];
 
-/// Commands of fcntl: flags, and a copy of a descriptor.
-const FCNTL: [c_int; 5] = [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC];
+/// Commands of fcntl: the standard library's look at a descriptor that it closes, events that must not block where
+/// there is no asynchronous I/O, and a copy of a descriptor.
+const FCNTL: [c_int; 3] = [libc::F_GETFD, libc::F_SETFL, libc::F_DUPFD_CLOEXEC];
 
 /// The standard library takes its handler away when a fault is none that it can explain.
 const FATAL_SIGNALS: [c_int; 3] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGABRT];
 
 /// The filters as the kernel takes them. It obeys the stricter of the two, and to trap is stricter than to refuse.
-pub(super) fn compile() -> Result<[BpfProgram; 2], BackendError> {
-    let refused = REFUSED.iter().map(|&call| (call, vec![])).collect();
+pub(super) fn compile(landlock: Landlock) -> Result<[BpfProgram; 2], BackendError> {
+    // Without it any file could be removed. Then the socket stays, and whoever comes next replaces it.
+    let removal = (landlock == Landlock::Missing).then_some(REMOVE);
+    let refused = REFUSED.into_iter().chain(removal).map(|call| (call, vec![])).collect();
     let refuse = (SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32));
     let trap = (SeccompAction::Trap, SeccompAction::Allow);
     let filter =
@@ -100,7 +99,7 @@ pub(super) fn compile() -> Result<[BpfProgram; 2], BackendError> {
 /// By system call the arguments that are allowed: any one of the rules, or all if there is none.
 fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for call in [ANY, OLD, &REFUSED].concat() {
+    for call in [ANY, &[REMOVE], &REFUSED].concat() {
         rules.insert(call, vec![]);
     }
     let mut allow = |call: c_long, conditions: &[Condition]| {
@@ -112,12 +111,6 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     let exec = libc::PROT_EXEC as u64;
     allow(libc::SYS_mmap, &[Condition(2, Dword, MaskedEq(exec), 0)])?;
     allow(libc::SYS_mprotect, &[Condition(2, Dword, MaskedEq(exec), 0)])?;
-    // To whom the socket is connected, and nobody else.
-    allow(libc::SYS_sendto, &[Condition(4, Qword, Eq, 0)])?;
-    // Only of what is open.
-    let empty_path = libc::AT_EMPTY_PATH as u64;
-    allow(libc::SYS_statx, &[Condition(2, Dword, MaskedEq(empty_path), empty_path)])?;
-    allow(libc::SYS_newfstatat, &[Condition(3, Dword, MaskedEq(empty_path), empty_path)])?;
     for command in FCNTL {
         allow(libc::SYS_fcntl, &[Condition(1, Dword, Eq, command as u64)])?;
     }

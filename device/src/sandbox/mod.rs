@@ -49,12 +49,21 @@ pub enum SandboxError {
     Seccomp(#[from] io::Error),
 }
 
+/// Whether the first wall stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Landlock {
+    /// It does.
+    Restricts,
+    /// The kernel has none.
+    Missing,
+}
+
 /// From now on this thread, and every one that it starts, can't open, make or change any file, nor use the
 /// network or signal other processes. Only files in the socket's folder can be removed: landlock knows folders.
 ///
-/// A kernel without landlock (before 5.13, or switched off) is no error: system calls that take a path are
-/// forbidden by the second wall as well.
-pub fn forbid_files(socket: &Path) -> Result<(), SandboxError> {
+/// A kernel without landlock (before 5.13, or switched off) is no error: the second wall, which has to be told,
+/// leaves no system call that takes a path.
+pub fn forbid_files(socket: &Path) -> Result<Landlock, SandboxError> {
     let folder = match socket.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
@@ -69,22 +78,29 @@ pub fn forbid_files(socket: &Path) -> Result<(), SandboxError> {
         .add_rule(PathBeneath::new(PathFd::new(folder)?, AccessFs::RemoveFile))?
         .restrict_self()?;
     match status.landlock {
-        LandlockStatus::Available { effective_abi, .. } => tracing::debug!("landlock {effective_abi:?}"),
-        missing => tracing::info!("no landlock here ({missing:?}): seccomp alone keeps files away"),
+        LandlockStatus::Available { effective_abi, .. } => {
+            tracing::debug!("landlock {effective_abi:?}");
+            Ok(Landlock::Restricts)
+        }
+        missing => {
+            tracing::info!(
+                "no landlock here ({missing:?}): seccomp alone keeps files away; the socket will stay"
+            );
+            Ok(Landlock::Missing)
+        }
     }
-    Ok(())
 }
 
 /// From now on no thread of this process makes a system call that the device does not need. All files
 /// are open, all threads started: there is no way to do either any more.
-pub fn forbid_syscalls() -> Result<(), SandboxError> {
+pub fn forbid_syscalls(landlock: Landlock) -> Result<(), SandboxError> {
     // Guest memory is of no use to whoever looks for dumps, and not theirs.
     set_dumpable(false).map_err(SandboxError::Dumpable)?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(SandboxError::Dumpable)?;
     // The standard library's hook would read files for a backtrace, and end before it has said all.
     std::panic::set_hook(Box::new(|info| tracing::error!("{info}")));
     report::install().map_err(SandboxError::Handler)?;
-    for filter in filter::compile()? {
+    for filter in filter::compile(landlock)? {
         seccompiler::apply_filter_all_threads(&filter).map_err(|error| match error {
             seccompiler::Error::Prctl(error) | seccompiler::Error::Seccomp(error) => error,
             other => io::Error::other(other),

@@ -3,20 +3,13 @@
 //! The options of the real binary, in its sandbox.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use mock_driver::binary::{Binary, command};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
-fn device(folder: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_svmx-device"));
-    command.arg("--socket").arg(folder.join("device.sock")).args(arguments).env_remove("SVMX_LOG");
-    command.stdout(Stdio::null()).stderr(Stdio::piped());
-    command
-}
+const PROGRAM: &str = env!("CARGO_BIN_EXE_svmx-device");
 
 #[test]
 fn bad_values_are_one_line_and_exit_code_2() {
@@ -28,19 +21,22 @@ fn bad_values_are_one_line_and_exit_code_2() {
         (&["--seed", "1"], "required arguments"),
         (&["--chaos", "light", "--seed", "x"], "--seed"),
     ] {
-        let Output { status, stderr, .. } = device(folder.path(), arguments).output().unwrap();
+        let mut command = command(PROGRAM, folder.path(), arguments);
+        let Output { status, stderr, .. } = command.stderr(Stdio::piped()).output().unwrap();
         let text = String::from_utf8(stderr).unwrap();
         assert_eq!((status.code(), text.lines().count()), (Some(2), 1), "{arguments:?}: {text}");
         assert!(text.contains(what), "{arguments:?}: {text}");
     }
-    let output = device(folder.path(), &["--trace", "/nosuch/trace.json"]).output().unwrap();
+    let output = command(PROGRAM, folder.path(), &["--trace", "/nosuch/trace.json"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]
 fn a_log_filter_that_is_none_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let output = device(folder.path(), &[]).env("SVMX_LOG", "svmx_device=loud").output().unwrap();
+    let mut command = command(PROGRAM, folder.path(), &[]);
+    command.env("SVMX_LOG", "svmx_device=loud").stderr(Stdio::piped());
+    let output = command.output().unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!((output.status.code(), text.lines().count()), (Some(2), 1), "{text}");
     assert!(text.contains("SVMX_LOG=svmx_device=loud"), "{text}");
@@ -52,17 +48,11 @@ fn all_of_them_work_confined_and_end_well() {
     let trace = folder.path().join("trace.json");
     let arguments =
         ["--check-exclusive", "--chaos", "all", "--seed", "5", "--trace", trace.to_str().unwrap()];
-    let mut child = device(folder.path(), &arguments).spawn().unwrap();
-    let mut log = BufReader::new(child.stderr.take().unwrap());
-    let mut text = String::new();
-    while !text.contains("listening on") {
-        assert!(log.read_line(&mut text).unwrap() > 0, "{text}");
-    }
-    assert!(text.contains("chaos: seed 5"), "{text}");
-    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
-    log.read_to_string(&mut text).unwrap();
-    assert!(child.wait().unwrap().success(), "{text}");
-    assert!(text.contains("exclusivity: pages compared") && text.contains("trace: complete"), "{text}");
+    let mut device = Binary::start(PROGRAM, &arguments);
+    device.signal(Signal::SIGTERM);
+    let log = device.ends_well();
+    assert!(log.contains("chaos: seed 5"), "{log}");
+    assert!(log.contains("exclusivity: pages compared") && log.contains("trace: complete"), "{log}");
     let events: Vec<Value> = serde_json::from_str(&fs::read_to_string(trace).unwrap()).unwrap();
     assert!(events.iter().any(|event| event["args"]["name"] == "control thread"));
 }
