@@ -244,6 +244,13 @@ impl Hit<'_> {
     }
 }
 
+/// Where an entry is, for those who look again soon. It means something as long as the view in which it was found.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Slot {
+    set: u32,
+    way: u32,
+}
+
 /// The translations of one address space, found without a detour.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'t> {
@@ -258,6 +265,12 @@ impl<'t> View<'t> {
     /// The page of `va` if its translation is cached.
     #[inline(always)]
     pub fn find(&self, va: u64) -> Option<Hit<'t>> {
+        self.at(self.slot(va)?)
+    }
+
+    /// The entry of `va` if its translation is cached.
+    #[inline(always)]
+    pub fn slot(&self, va: u64) -> Option<Slot> {
         if va >= VA_END {
             return None;
         }
@@ -266,7 +279,14 @@ impl<'t> View<'t> {
         if entries.0[way].tag != tag {
             way = elsewhere(entries, tag)?;
         }
-        let place = entries.0[way].place;
+        Some(Slot { set: set as u32, way: way as u32 })
+    }
+
+    /// The page of an entry that was found in this view.
+    #[inline(always)]
+    pub fn at(&self, slot: Slot) -> Option<Hit<'t>> {
+        let (set, way) = (slot.set as usize % SETS, slot.way as usize % WAYS);
+        let place = self.sets[set].0[way].place;
         let page = HostPage::new(place.host()?, self.frames[set][way], place.has(Place::WRITABLE));
         // SAFETY: entries are filled from this snapshot, and when the TLB replaces it none is left.
         let page = unsafe { page.bind(self.memory) }.with_access(place.access());

@@ -7,6 +7,8 @@
 //! before any access of that element, and the other path does it: there is no fault, no walk and no waiting here.
 //! What one batch learns of translations ends with it, and it ends when there is something to catch up with.
 
+use std::sync::atomic::AtomicU8;
+
 use svmx_abi::pci::{PAGE_SIZE, VA_END, page_offset};
 
 use super::{Engine, transfer};
@@ -15,13 +17,11 @@ use crate::compute::{Element, Word};
 use crate::instrument::Instrument;
 use crate::memory::Page;
 use crate::queue::Rings;
-use crate::tlb::View;
+use crate::tlb::{Hit, Slot, View};
 use crate::work::{Batch, Elements, Work};
 
-/// How many elements ahead an element's cache line is asked for.
-const NEAR: u32 = 24;
-/// And the entry of its translation, before that.
-const FAR: u32 = 48;
+/// Elements whose cache lines are asked for at a time.
+const BLOCK: u32 = 32;
 /// Elements that are looked at to see how far they are apart.
 const SAMPLES: u32 = 16;
 /// Elements that are not further apart are in the cache soon, if they are not yet: asking ahead costs more than the
@@ -54,6 +54,12 @@ impl Array<'_> {
     fn store<W: Word>(&self, k: u32, value: W) {
         value.store(self.page, self.va + u64::from(k) * size_of::<W>() as u64);
     }
+}
+
+/// What is known of elements that come soon: addresses, and where their translations are. An address that is nowhere is
+/// one that has none.
+struct Block {
+    entries: [(u64, Slot); BLOCK as usize],
 }
 
 impl<I: Instrument> Engine<I> {
@@ -126,46 +132,109 @@ impl<I: Instrument> Engine<I> {
         chunk: &Chunk<'_>,
         at: impl Fn(u32) -> u64 + Copy,
     ) -> u32 {
-        let op = const { AtomicOp::ALL[OP as usize] };
         let (view, count, watch) = (chunk.view, chunk.count, self.user.watch());
-        // Elements that are asked for ahead, if any: those before these have somebody NEAR and FAR in front.
-        let ahead = if scattered(count, at) { count } else { 0 };
-        let (near, far) = (ahead.saturating_sub(NEAR), ahead.saturating_sub(FAR));
-        (0..ahead.min(FAR)).for_each(|k| view.prefetch(at(k)));
-        (0..ahead.min(NEAR)).for_each(|k| prefetch(view, at(k)));
+        if scattered(count, at) {
+            return self.blocks::<W, OP, ARRAYS>(chunk, at);
+        }
         let immediate = chunk.immediate::<W>();
         for k in 0..count {
-            if watch.behind() {
-                return k;
-            }
-            if k < far {
-                view.prefetch(at(k + FAR));
-            }
-            if k < near {
-                prefetch(view, at(k + NEAR));
-            }
             let va = at(k);
-            let Some(hit) = view.find(va) else { return k };
-            let (value, compare) = if ARRAYS { chunk.operand::<W>(op, k) } else { immediate };
-            let old = if hit.owned {
-                let old = W::load(hit.page, va);
-                old.compute(op, value, compare).store(hit.page, va);
-                old
-            } else if hit.page.access().coherent && hit.page.writable() {
-                let Some(old) = W::coherent(hit.page, va, op, value, compare) else { return k };
-                old
-            } else {
+            if watch.behind() || !chunk.element::<W, OP, ARRAYS>(immediate, k, va, view.find(va)) {
                 return k;
-            };
-            if let (true, Some(array)) = (ARRAYS, &chunk.old) {
-                array.store(k, old);
             }
+        }
+        count
+    }
+
+    /// The same for elements that are all over memory.
+    ///
+    /// What takes the time is that the host translates an address: a prefetch, too, leaves the processor's
+    /// reorder buffer only when that is done. The loop that prefetches is as short as it can be, for as many of those as
+    /// possible to be under way: so translations of a block are looked up first, then its lines are asked for, and while
+    /// they come the block before it is done.
+    #[inline(never)]
+    fn blocks<W: Element, const OP: u8, const ARRAYS: bool>(
+        &self,
+        chunk: &Chunk<'_>,
+        at: impl Fn(u32) -> u64 + Copy,
+    ) -> u32 {
+        let (view, count, watch) = (chunk.view, chunk.count, self.user.watch());
+        let immediate = chunk.immediate::<W>();
+        let block = |number: u32| (number * BLOCK).min(count)..((number + 1) * BLOCK).min(count);
+        let (mut now, mut next) = (Block::default(), Block::default());
+        block(0).chain(block(1)).for_each(|k| view.prefetch(at(k)));
+        now.look_up(view, block(0).map(at));
+        for number in 0..count.div_ceil(BLOCK) {
+            block(number + 2).for_each(|k| view.prefetch(at(k)));
+            next.look_up(view, block(number + 1).map(at));
+            for (k, &(known, slot)) in block(number).zip(&now.entries) {
+                // An index is what it is now, not what it was when its block was looked up.
+                let va = at(k);
+                let hit = if va == known { view.at(slot) } else { view.find(va) };
+                if watch.behind() || !chunk.element::<W, OP, ARRAYS>(immediate, k, va, hit) {
+                    return k;
+                }
+            }
+            std::mem::swap(&mut now, &mut next);
         }
         count
     }
 }
 
+impl Default for Block {
+    fn default() -> Self {
+        Block { entries: [(VA_END, Slot::default()); BLOCK as usize] }
+    }
+}
+
+impl Block {
+    /// Looks up addresses, and asks for their cache lines.
+    #[inline(always)]
+    fn look_up(&mut self, view: View<'_>, addresses: impl Iterator<Item = u64>) {
+        let nowhere = AtomicU8::new(0);
+        let mut lines = [&nowhere; BLOCK as usize];
+        let places = self.entries.iter_mut().zip(&mut lines);
+        for ((entry, line), va) in places.zip(addresses) {
+            *entry = (VA_END, Slot::default());
+            if let Some(slot) = view.slot(va)
+                && let Some(hit) = view.at(slot)
+            {
+                (*entry, *line) = ((va, slot), hit.page.word8(va));
+            }
+        }
+        lines.into_iter().for_each(crate::memory::prefetch_to_write);
+    }
+}
+
 impl Chunk<'_> {
+    /// Does element `k`, unless that is not for here.
+    #[inline(always)]
+    fn element<W: Element, const OP: u8, const ARRAYS: bool>(
+        &self,
+        immediate: (W, W),
+        k: u32,
+        va: u64,
+        hit: Option<Hit<'_>>,
+    ) -> bool {
+        let op = const { AtomicOp::ALL[OP as usize] };
+        let Some(Hit { page, owned }) = hit else { return false };
+        let (value, compare) = if ARRAYS { self.operand::<W>(op, k) } else { immediate };
+        let old = if owned {
+            let old = W::load(page, va);
+            old.compute(op, value, compare).store(page, va);
+            old
+        } else if page.access().coherent && page.writable() {
+            let Some(old) = W::coherent(page, va, op, value, compare) else { return false };
+            old
+        } else {
+            return false;
+        };
+        if let (true, Some(array)) = (ARRAYS, &self.old) {
+            array.store(k, old);
+        }
+        true
+    }
+
     /// The operand that all elements have, if they have one.
     #[inline(always)]
     fn immediate<W: Word>(&self) -> (W, W) {
@@ -195,14 +264,6 @@ fn scattered(count: u32, at: impl Fn(u32) -> u64) -> bool {
     let samples = || (0..count).step_by((count / SAMPLES).max(1) as usize).map(&at);
     let (first, last) = (samples().min().unwrap_or(0), samples().max().unwrap_or(0));
     last - first > NEARBY
-}
-
-/// Asks for the cache line of an element.
-#[inline(always)]
-fn prefetch(view: View<'_>, va: u64) {
-    if let Some(hit) = view.find(va) {
-        crate::memory::prefetch_to_write(hit.page.word8(va));
-    }
 }
 
 /// What can be done at once from the batch's first element on, if its arrays can be used.

@@ -13,3 +13,4 @@ mod lifecycle;
 mod limits;
 mod sharing;
 mod waking;
+mod wide;

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Bulk commands whose elements are all over memory, which engines look up far ahead of what they do: every element
+//! is still done once, in order, with the index that is there when its turn comes.
+
+use std::sync::atomic::Ordering;
+
+use svmx_abi::control::Replay;
+use svmx_abi::pci::{PAGE_SIZE, page_base};
+use svmx_abi::pte::{Access, Pte};
+use svmx_abi::queue::{Sqe, SqeFlags};
+use svmx_abi::status::Status;
+
+use mock_driver::{Mock, UserQueue, add_indexed};
+
+const VA: u64 = 0x7000_0000;
+/// Where the index array is read.
+const INDICES: u64 = 0x9000_0000;
+/// Where old values go.
+const OLD: u64 = 0xa000_0000;
+/// Pages of elements: more than elements in one place are apart.
+const PAGES: u64 = 1024;
+/// Frames that they lead to, in turn.
+const FRAMES: u64 = 8;
+const WORDS: u64 = PAGE_SIZE / 8;
+/// More than a page has indices, and no multiple of anything.
+const COUNT: u32 = 3_333;
+
+/// A fixed sequence that looks random (splitmix64).
+fn random(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+/// The reference: one element after the other. `memory` is what the frames hold, `first` the word at which the index array
+/// begins among them.
+fn reference(memory: &mut [u64], first: usize) -> Vec<u64> {
+    let mut old = Vec::new();
+    for k in 0..COUNT as usize {
+        let pair = memory[first + k / 2];
+        let index = if k.is_multiple_of(2) { pair as u32 } else { (pair >> 32) as u32 };
+        let (page, word) = (u64::from(index) / WORDS, u64::from(index) % WORDS);
+        let place = &mut memory[(page % FRAMES * WORDS + word) as usize];
+        old.push(*place);
+        *place = place.wrapping_add(1);
+    }
+    old
+}
+
+/// `holes`: pages that are mapped only when they are asked for.
+fn scatter(seed: u64, access: Access, holes: impl Fn(u64) -> bool) {
+    let mock = Mock::new();
+    let space = mock.space();
+    let frames = mock.pages(FRAMES + 8);
+    let pte = |page: u64| Pte::leaf(frames + page % FRAMES * PAGE_SIZE, access);
+    (0..PAGES)
+        .filter(|page| !holes(*page))
+        .for_each(|page| mock.map(space, VA + page * PAGE_SIZE, pte(page)));
+    // The index array lies in the last four frames, and elements of theirs change indices that are yet to come.
+    let first = (FRAMES - 4) * WORDS;
+    for page in 0..4 {
+        let leaf = |frame: u64, access| Pte::leaf(frames + frame * PAGE_SIZE, access);
+        mock.map(space, INDICES + page * PAGE_SIZE, leaf(FRAMES - 4 + page, Access::READ));
+    }
+    for page in 0..8 {
+        mock.map(
+            space,
+            OLD + page * PAGE_SIZE,
+            Pte::leaf(frames + (FRAMES + page) * PAGE_SIZE, Access::READ_WRITE),
+        );
+    }
+    let mut state = seed;
+    let mut memory: Vec<u64> = (0..FRAMES * WORDS)
+        .map(|_| {
+            // Every word may be an index; what is added to the lower half never carries into the upper one.
+            let mut index = || random(&mut state) % (PAGES * WORDS - u64::from(COUNT));
+            index() | index() << 32
+        })
+        .collect();
+    for (at, value) in (0..).zip(&memory) {
+        mock.ram64(frames + 8 * at).store(*value, Ordering::Relaxed);
+    }
+    let old = reference(&mut memory, first as usize);
+
+    let mut queue = UserQueue::new(&mock, space);
+    let flags = SqeFlags::BULK.with(SqeFlags::INDEXED).with(SqeFlags::STORE_OLD);
+    queue.submit(Sqe { flags, arg0: OLD, ..add_indexed(VA, COUNT, INDICES) });
+    let completion = loop {
+        if let Some(completion) = queue.take() {
+            break completion;
+        }
+        if let Some(fault) = mock.fault() {
+            let page = (fault.va - VA) / PAGE_SIZE;
+            mock.map(space, page_base(fault.va), pte(page));
+            let replay = Replay { queue: queue.id, fault_id: fault.fault_id, ..Default::default() };
+            assert_eq!(mock.control(replay), Status::SUCCESS);
+        }
+        std::thread::yield_now();
+    };
+    assert_eq!((completion.head.status(), completion.applied), (Status::SUCCESS, COUNT));
+    let words = |at: u64, count: u64| -> Vec<u64> {
+        (0..count).map(|word| mock.ram64(at + 8 * word).load(Ordering::Relaxed)).collect()
+    };
+    assert_eq!(words(frames + FRAMES * PAGE_SIZE, COUNT.into()), old, "old values, seed {seed}");
+    assert_eq!(words(frames, FRAMES * WORDS), memory, "elements, seed {seed}");
+}
+
+#[test]
+fn elements_all_over_memory_are_done_in_order() {
+    (0..20).for_each(|seed| scatter(seed, Access::EXCLUSIVE, |_| false));
+    (0..5).for_each(|seed| scatter(seed, Access::COHERENT, |_| false));
+}
+
+#[test]
+fn a_fault_among_elements_that_were_looked_up_changes_nothing() {
+    (0..10).for_each(|seed| scatter(seed, Access::EXCLUSIVE, |page| page.is_multiple_of(11)));
+}
