@@ -26,6 +26,9 @@ const WORDS: u64 = PAGE_SIZE / 8;
 /// More than a page has indices, and no multiple of anything.
 const COUNT: u32 = 3_333;
 
+/// What is added: an index leads to another page afterwards.
+const STEP: u64 = 5 * WORDS;
+
 /// A fixed sequence that looks random (splitmix64).
 fn random(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -44,7 +47,7 @@ fn reference(memory: &mut [u64], first: usize) -> Vec<u64> {
         let (page, word) = (u64::from(index) / WORDS, u64::from(index) % WORDS);
         let place = &mut memory[(page % FRAMES * WORDS + word) as usize];
         old.push(*place);
-        *place = place.wrapping_add(1);
+        *place = place.wrapping_add(STEP);
     }
     old
 }
@@ -74,8 +77,8 @@ fn scatter(seed: u64, access: Access, holes: impl Fn(u64) -> bool) {
     let mut state = seed;
     let mut memory: Vec<u64> = (0..FRAMES * WORDS)
         .map(|_| {
-            // Every word may be an index; what is added to the lower half never carries into the upper one.
-            let mut index = || random(&mut state) % (PAGES * WORDS - u64::from(COUNT));
+            // Every word may be an index, and stays one with what is added to it: a word is hit a few times.
+            let mut index = || random(&mut state) % (PAGES / 2 * WORDS);
             index() | index() << 32
         })
         .collect();
@@ -86,7 +89,7 @@ fn scatter(seed: u64, access: Access, holes: impl Fn(u64) -> bool) {
 
     let mut queue = UserQueue::new(&mock, space);
     let flags = SqeFlags::BULK.with(SqeFlags::INDEXED).with(SqeFlags::STORE_OLD);
-    queue.submit(Sqe { flags, arg0: OLD, ..add_indexed(VA, COUNT, INDICES) });
+    queue.submit(Sqe { flags, operand: STEP, arg0: OLD, ..add_indexed(VA, COUNT, INDICES) });
     let completion = loop {
         if let Some(completion) = queue.take() {
             break completion;
