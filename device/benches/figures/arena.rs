@@ -153,10 +153,15 @@ pub(crate) fn millions_per_second(count: usize, time: Duration) -> f64 {
     count as f64 / time.as_secs_f64() / 1e6
 }
 
-/// As random as figures need; the same every time.
+/// As random as figures need; the same for the same seed.
 pub(crate) fn random_indices(count: usize, below: u64, seed: u64) -> Vec<u32> {
+    endless_indices(below, seed).take(count).collect()
+}
+
+/// The same without end.
+pub(crate) fn endless_indices(below: u64, seed: u64) -> impl Iterator<Item = u32> {
     let mut state = seed;
-    let mut next = || {
+    let mut next = move || {
         // splitmix64
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = state;
@@ -164,5 +169,5 @@ pub(crate) fn random_indices(count: usize, below: u64, seed: u64) -> Vec<u32> {
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
     };
-    (0..count).map(|_| ((u128::from(next()) * u128::from(below)) >> 64) as u32).collect()
+    std::iter::repeat_with(move || ((u128::from(next()) * u128::from(below)) >> 64) as u32)
 }

@@ -3,14 +3,17 @@
 //! Bulk atomics by one engine, against native loops on its CPU.
 //!
 //! Both sides are measured in CPU time of the thread that does the work, from the engine's waking to its
-//! sleeping: one thread works alone here, and what else the machine does would only be noise.
+//! sleeping: one thread works alone here, and what else the machine does would only be noise. Each turn of
+//! each side has indices of its own, or a last-level cache would still have some of the elements.
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use measure::sample::{Side, WARM_UP};
 use measure::{Aim, Comparison, Row, Samples, alternate};
 use svmx_abi::pte::Access;
 use svmx_device::model::Options;
 
-use crate::arena::{Arena, Region, millions_per_second, native_time, random_indices};
+use crate::arena::{Arena, Region, endless_indices, millions_per_second, native_time, random_indices};
 use crate::native::{Prefetch, Scatter};
 
 /// The memory that random accesses go to.
@@ -103,6 +106,7 @@ fn on_region<R>(bytes: u64, access: Access, body: impl FnOnce(&Arena, &mut Regio
 fn in_turns(rounds: usize, arena: &Arena, region: &mut Region<'_>, native: Vec<Side<'_>>) -> Vec<Samples> {
     let (scatter, sides) = (region.scatter, 1 + native.len());
     let device: Side<'_> = Box::new(move || {
+        renew(scatter);
         let before = arena.engine_time();
         region.submit();
         region.wait();
@@ -116,7 +120,15 @@ fn in_turns(rounds: usize, arena: &Arena, region: &mut Region<'_>, native: Vec<S
 }
 
 fn native(scatter: Scatter<'_>, work: impl FnOnce(Scatter<'_>) + Send) -> f64 {
+    renew(scatter);
     millions_per_second(scatter.count(), native_time(move || work(scatter)))
+}
+
+/// Gives it indices that nobody had before.
+fn renew(scatter: Scatter<'_>) {
+    static TURNS: AtomicU64 = AtomicU64::new(1);
+    let seed = TURNS.fetch_add(1, Ordering::Relaxed);
+    scatter.renew(endless_indices(scatter.elements() as u64, seed));
 }
 
 fn rows(name: &str, figure: &str, samples: &[Samples], with: &[(&str, Aim)]) -> Vec<Row> {

@@ -2,6 +2,7 @@
 
 //! Single commands: their rate, their latency, and what a fault costs without a guest.
 
+use std::cell::RefCell;
 use std::hint::spin_loop;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -18,7 +19,7 @@ use svmx_device::instruments::Request;
 use svmx_device::model::Options;
 
 use crate::arena::{Arena, millions_per_second};
-use crate::process::Process;
+use crate::process::{Mode, Process};
 use crate::ring::Ring;
 
 const VA: u64 = 1 << 40;
@@ -50,30 +51,34 @@ fn submitter() -> Option<usize> {
 
 /// A ring that is kept full, against trapped writes.
 pub(crate) fn rate(name: &str, rounds: usize) -> Vec<Row> {
-    let mut process = Process::start(&[]);
+    let process = RefCell::new(Process::start(&[]).bound());
     let (arena, space, frame) = polling();
     let mut ring = Ring::new(&arena.mock, space, LOG2);
-    let sides: Vec<Side<'_>> = vec![
-        Box::new(|| {
-            let _bound = cpu::bound(submitter());
-            let start = Instant::now();
-            keep_full(&mut ring, COMMANDS);
-            millions_per_second(COMMANDS as usize, start.elapsed())
-        }),
-        Box::new(|| {
-            // By the median: a client that loses its CPU now and then would make the device look better.
-            1.0 / median_of(WRITES, || process.trapped_write(0))
-        }),
-    ];
-    let comparison = Comparison::of(alternate(rounds, sides));
+    let full: Side<'_> = Box::new(|| {
+        let _bound = cpu::bound(submitter());
+        let start = Instant::now();
+        keep_full(&mut ring, COMMANDS);
+        millions_per_second(COMMANDS as usize, start.elapsed())
+    });
+    let trapped = |mode| -> Side<'_> {
+        let process = &process;
+        // By the median: a client that loses its CPU now and then would make the device look better.
+        Box::new(move || 1.0 / process.borrow_mut().trip(mode, WRITES, Process::trapped_write))
+    };
+    let mut samples = alternate(rounds, [full].into_iter().chain(Mode::ALL.map(trapped)).collect());
     let done = arena.mock.ram64(frame).load(Ordering::Relaxed);
     assert_eq!(done % u64::from(COMMANDS), 0, "commands were lost");
     let figure = format!("single FETCH_ADD, ring of {} kept full, in cache", 1 << LOG2);
-    let with = "trapped register write: a round trip on the socket, without QEMU";
-    let row = Row::compared(name, &figure, "M/s", with, &comparison, Aim::RatioAtLeast(100.0));
-    let row =
-        row.with_note("a guest's trapped write takes an exit and QEMU's work on top of that round trip");
-    vec![row, in_the_engine(name, rounds)]
+    let baselines = samples.split_off(1);
+    let row = |(mode, baseline): (Mode, Samples)| {
+        let comparison = Comparison { value: samples[0].clone(), baseline };
+        let with = format!("trapped register write, {}", mode.text());
+        let row = Row::compared(name, &figure, "M/s", &with, &comparison, Aim::RatioAtLeast(100.0));
+        row.with_note("a round trip on the socket; a guest's takes an exit and QEMU's work on top of it")
+    };
+    let mut rows: Vec<Row> = Mode::ALL.into_iter().zip(baselines).map(row).collect();
+    rows.push(in_the_engine(name, rounds));
+    rows
 }
 
 fn in_the_engine(name: &str, rounds: usize) -> Row {

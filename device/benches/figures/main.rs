@@ -8,8 +8,11 @@
 //! ```
 //!
 //! Sides take turns (see [`measure::sample`]); a figure is the median of its rounds, and the quartiles stand
-//! beside it. Threads are bound to CPUs where there is more than one. It measures and judges nothing: a
-//! missed aim is no failure, a lost update is one.
+//! beside it. Where there is more than one CPU, these are bound to one: the first two engines of a device in
+//! this process, native loops, threads that poll for a completion, and in figures of trapped accesses both the
+//! client and the other process ([`measure::cpu::Places`]). Threads that sleep meanwhile are not: who submitted
+//! a bulk command, a device's control thread, the idle device of the last figures. It measures and judges
+//! nothing: a missed aim is no failure, a lost update is one.
 
 mod arena;
 mod bulk;
@@ -21,6 +24,7 @@ mod native;
 mod process;
 mod ring;
 mod transport;
+mod used;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

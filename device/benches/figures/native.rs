@@ -18,7 +18,7 @@ use mock_driver::Mock;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scatter<'m> {
     elements: &'m [AtomicU64],
-    /// Each below the number of elements, and nobody stores to them any more.
+    /// Each below the number of elements, whenever one looks: see [`Scatter::renew`].
     indices: &'m [AtomicU32],
 }
 
@@ -35,16 +35,26 @@ impl<'m> Scatter<'m> {
     /// Stores `indices` at one place of guest memory, for the elements at another.
     pub(crate) fn new(mock: &'m Mock, elements: (u64, usize), index_array: u64, indices: &[u32]) -> Self {
         let (at, count) = elements;
-        assert!(indices.iter().all(|&index| (index as usize) < count), "indices are in range");
         // The words' bytes, half a word an index.
         let array = words(mock, index_array, indices.len().div_ceil(2));
         // SAFETY: the words hold as many indices, and half of an aligned word is aligned.
         let array = unsafe { std::slice::from_raw_parts(array.as_ptr().cast::<AtomicU32>(), indices.len()) };
-        let elements = words(mock, at, count);
-        for (place, index) in array.iter().zip(indices) {
-            place.store(*index, Ordering::Relaxed);
+        let scatter = Scatter { elements: words(mock, at, count), indices: array };
+        scatter.renew(indices.iter().copied());
+        scatter
+    }
+
+    /// Stores other indices, as many as there are.
+    pub(crate) fn renew(&self, indices: impl Iterator<Item = u32>) {
+        for (place, index) in self.indices.iter().zip(indices) {
+            assert!((index as usize) < self.elements.len(), "indices are in range");
+            place.store(index, Ordering::Relaxed);
         }
-        Scatter { elements, indices: array }
+    }
+
+    /// How many elements there are.
+    pub(crate) fn elements(&self) -> usize {
+        self.elements.len()
     }
 
     /// How many additions there are.
@@ -59,8 +69,8 @@ impl<'m> Scatter<'m> {
 
     #[inline(always)]
     fn element(&self, at: usize) -> &AtomicU64 {
-        // SAFETY: callers count to `count()`; the indices were checked when they were stored, and nobody
-        // changes them: the device has the array's pages with the permission to read only.
+        // SAFETY: callers count to `count()`; pages begin as zeros, every index was checked before it was
+        // stored, and the device has the array's pages with the permission to read only.
         unsafe {
             self.elements.get_unchecked(self.indices.get_unchecked(at).load(Ordering::Relaxed) as usize)
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The real binary with a VMM: what it costs to have it there, and what a trapped write costs.
+//! The real binary with a VMM: what trapped accesses cost, and what it costs to have it there.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -9,26 +9,59 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use measure::{Aim, Row, Samples, cpu};
+use measure::cpu::{self, Places};
+use measure::{Aim, Row, Samples};
 use mock_driver::{HANG, memfd};
 use svmx_abi::pci::BAR_REGS;
 use svmx_abi::regs;
 use tempfile::TempDir;
 use vfio_user::Client;
 
+use crate::commands::median_of;
 use crate::transport::FOREIGN_SERVER;
+use crate::used;
 
 /// Guest memory that is mapped into the device.
-const RAM: u64 = 1 << 30;
+pub(crate) const RAM: u64 = 1 << 30;
 /// How long an idle device is watched, once for each round.
 const IDLE: Duration = Duration::from_millis(500);
 
 /// `svmx-device` and its VMM. Killed when dropped.
 pub(crate) struct Process {
     child: Child,
-    client: Client,
-    _ram: File,
+    pub(crate) client: Client,
+    pub(crate) ram: File,
     _folder: TempDir,
+}
+
+/// Where the client and the other process are while one waits for the other: on two CPUs one has to be woken
+/// from its idleness, on one it only has to be switched to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Mode {
+    TwoCpus,
+    OneCpu,
+}
+
+impl Mode {
+    pub(crate) const ALL: [Mode; 2] = [Mode::TwoCpus, Mode::OneCpu];
+
+    /// For a row.
+    pub(crate) fn text(self) -> String {
+        match (Places::find(), self) {
+            (None, _) => "on the only CPU".to_owned(),
+            (Some(Places { submitter, first, .. }), Mode::TwoCpus) => {
+                format!("client on CPU {submitter}, device on {first}")
+            }
+            (Some(Places { first, .. }), Mode::OneCpu) => format!("both on CPU {first}"),
+        }
+    }
+
+    fn client(self) -> Option<usize> {
+        Places::find().map(|places| match self {
+            Mode::TwoCpus => places.submitter,
+            Mode::OneCpu => places.first,
+        })
+    }
 }
 
 impl Process {
@@ -54,12 +87,28 @@ impl Process {
         let mut client = connect(&socket);
         let ram = memfd(RAM);
         client.dma_map(0, 0, RAM, ram.as_raw_fd()).unwrap();
-        Process { child, client, _ram: ram, _folder: folder }
+        Process { child, client, ram, _folder: folder }
+    }
+
+    /// All its threads where [`Mode`] has the device.
+    pub(crate) fn bound(self) -> Self {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let threads = tasks.filter_map(|task| task.ok()?.file_name().to_str()?.parse().ok());
+        if let Some(Places { first, .. }) = Places::find() {
+            threads.for_each(|thread| cpu::bind(thread, &[first]));
+        }
+        self
+    }
+
+    /// The median of `trips` trips, in microseconds, the client where `mode` has it.
+    pub(crate) fn trip(&mut self, mode: Mode, trips: usize, trip: fn(&mut Process)) -> f64 {
+        let _bound = cpu::bound(mode.client());
+        median_of(trips, || trip(self))
     }
 
     /// A write to a register without effect, and its answer.
-    pub(crate) fn trapped_write(&mut self, value: u64) {
-        self.client.region_write(BAR_REGS, regs::CTL_BASE, &value.to_le_bytes()).unwrap();
+    pub(crate) fn trapped_write(&mut self) {
+        self.client.region_write(BAR_REGS, regs::CTL_BASE, &[0; 8]).unwrap();
     }
 
     /// A read of a register.
@@ -100,25 +149,32 @@ fn connect(socket: &Path) -> Client {
     }
 }
 
+/// A device that has worked on all of its guest's memory, and does nothing now; and how to call it.
+fn used() -> (Process, String) {
+    let mut process = Process::start(&[]);
+    let engines = used::work(&mut process);
+    let plural = if engines == 1 { "" } else { "s" };
+    // What has just ended is not idle yet.
+    thread::sleep(IDLE);
+    (process, format!("idle device with {engines} engine{plural} that worked on 1 GiB of 4 KiB pages"))
+}
+
 /// CPU time, by the scheduler's own count in nanoseconds.
 pub(crate) fn idle_cpu(name: &str, rounds: usize) -> Vec<Row> {
-    let process = Process::start(&[]);
+    let (process, what) = used();
     let id = process.child.id();
-    // What begins is not idle yet.
-    thread::sleep(IDLE);
     let percent = |_| {
         let (start, before) = (Instant::now(), cpu::process_time(id));
         thread::sleep(IDLE);
         100.0 * (cpu::process_time(id) - before).as_secs_f64() / start.elapsed().as_secs_f64()
     };
     let samples: Samples = (0..rounds).map(percent).collect();
-    vec![Row::alone(name, "idle device: of one CPU", "%", &samples, Aim::ValueAtMost(0.0))]
+    vec![Row::alone(name, &format!("{what}: of one CPU"), "%", &samples, Aim::ValueAtMost(0.0))]
 }
 
 /// Resident memory.
 pub(crate) fn idle_memory(name: &str, rounds: usize) -> Vec<Row> {
-    let process = Process::start(&[]);
-    let figure = "idle device: resident memory without the guest's";
+    let (process, what) = used();
     let samples: Samples = (0..rounds).map(|_| process.own_memory() as f64 / f64::from(1 << 20)).collect();
-    vec![Row::alone(name, figure, "MiB", &samples, Aim::ValueAtMost(32.0))]
+    vec![Row::alone(name, &format!("{what}: own memory"), "MiB", &samples, Aim::ValueAtMost(32.0))]
 }

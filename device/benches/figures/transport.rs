@@ -3,58 +3,74 @@
 //! The transport against the server of the `vfio_user` crate: the same device behind each, in processes of
 //! their own, and the same client.
 
+use std::cell::RefCell;
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
 use measure::sample::Side;
-use measure::{Aim, Comparison, Row, alternate};
+use measure::{Aim, Comparison, Row, Samples, alternate};
 use svmx_abi::pci::{BAR_REGS, BAR_REGS_SIZE};
 use svmx_device::device::{Device, Region};
 use svmx_device::model::Options;
 use vfio_bindings::bindings::vfio;
 use vfio_user::{DmaMapFlags, DmaUnmapFlags, Server, ServerBackend, ServerRegion};
 
-use crate::commands::median_of;
-use crate::process::Process;
+use crate::process::{Mode, Process};
 
 /// The option that makes this program the other server.
 pub(crate) const FOREIGN_SERVER: &str = "--foreign-server";
 /// Round trips of a round.
 const TRIPS: usize = 2_000;
 
-/// Trapped writes and reads.
+/// Half a tenth is within what the median of a run moves by.
+const AIM: Aim = Aim::RatioAtMost(1.05);
+
+/// Trapped writes and reads: by a device as users have it, and by one that is as open as the other server.
 pub(crate) fn latency(name: &str, rounds: usize) -> Vec<Row> {
-    let mut foreign = Process::foreign();
-    let mut row = |arguments: &[&str], figure: &str, trip: fn(&mut Process), aim| {
-        let mut ours = Process::start(arguments);
-        let sides: Vec<Side<'_>> = vec![
-            Box::new(|| median_of(TRIPS, || trip(&mut ours))),
-            Box::new(|| median_of(TRIPS, || trip(&mut foreign))),
-        ];
-        let comparison = Comparison::of(alternate(rounds, sides));
+    let processes = [Process::start(&[]), Process::start(&["--no-sandbox"]), Process::foreign()];
+    let processes = processes.map(|process| RefCell::new(process.bound()));
+    let trips: [(&str, Trip); 2] = [
+        ("trapped write, 8 bytes", Process::trapped_write),
+        ("trapped read, 4 bytes", Process::trapped_read),
+    ];
+    let figures = Mode::ALL.into_iter().flat_map(|mode| trips.map(|trip| (mode, trip)));
+    figures.flat_map(|(mode, trip)| rows(name, rounds, &processes, mode, trip)).collect()
+}
+
+type Trip = fn(&mut Process);
+
+/// All three take turns.
+fn rows(
+    name: &str,
+    rounds: usize,
+    processes: &[RefCell<Process>; 3],
+    mode: Mode,
+    (what, trip): (&str, Trip),
+) -> [Row; 2] {
+    let sides = processes
+        .iter()
+        .map(|process| -> Side<'_> { Box::new(move || process.borrow_mut().trip(mode, TRIPS, trip)) })
+        .collect();
+    let Ok([confined, open, foreign]): Result<[Samples; 3], _> = alternate(rounds, sides).try_into() else {
+        unreachable!("samples for each of three sides")
+    };
+    let walls = Comparison { value: confined.clone(), baseline: open.clone() }.ratios().median();
+    let row = |how: &str, value: Samples| {
+        let comparison = Comparison { value, baseline: foreign.clone() };
+        let figure = format!("{what}, {how}; {}", mode.text());
         Row::compared(
             name,
-            figure,
+            &figure,
             "us",
             "the same device behind the vfio_user crate's server",
             &comparison,
-            aim,
+            AIM,
         )
     };
-    let write = |process: &mut Process| process.trapped_write(0);
-    // Half a tenth is within what the median of a run moves by.
-    let aim = Aim::RatioAtMost(1.05);
-    vec![
-        row(&["--no-sandbox"], "trapped write of 8 bytes, round trip, no sandbox on either side", write, aim),
-        row(
-            &["--no-sandbox"],
-            "trapped read of 4 bytes, round trip, no sandbox on either side",
-            Process::trapped_read,
-            aim,
-        ),
-        row(&[], "trapped write of 8 bytes, round trip, confined as usual", write, Aim::None),
-    ]
+    let note =
+        format!("with the sandbox, which the other server has not, {walls:.2} x of what it takes without");
+    [row("confined", confined).with_note(note), row("no sandbox", open)]
 }
 
 /// Serves a device with the other server until the client goes.

@@ -15,8 +15,8 @@ pub const FIGURES: [(&str, &str); 13] = [
     ("transport", "trapped accesses over the socket, against the vfio_user crate's server"),
     ("check", "what --check-exclusive costs: bulk and single commands with it and without"),
     ("trace", "what --trace costs: bulk and single commands with it and without"),
-    ("idle-cpu", "CPU time of a device whose VMM does nothing"),
-    ("idle-memory", "memory of its own of a device whose VMM does nothing"),
+    ("idle-cpu", "CPU time of a device that was used and whose VMM does nothing"),
+    ("idle-memory", "memory of its own of such a device"),
 ];
 
 /// The names that have `filter` in them; all of them without one.
