@@ -46,6 +46,9 @@ pub enum DeviceError {
     /// No memory for the doorbells.
     #[error("making the doorbell memory: {0}")]
     Doorbells(#[source] std::io::Error),
+    /// No memory for the exclusivity checker.
+    #[error("making room for the exclusivity checker: {0}")]
+    Checker(#[source] std::io::Error),
     /// The trace can't be written.
     #[error("writing the trace: {0}")]
     Trace(#[source] std::io::Error),

@@ -56,7 +56,8 @@ impl Request {
         let Request { check_exclusive, chaos, trace } = self;
         let start = |file| Trace::start(file, options.engines.max(1) as u16);
         let trace = trace.map(start).transpose().map_err(DeviceError::Trace)?.map(Arc::new);
-        let checker = check_exclusive.then(Arc::<Checker>::default);
+        let checker =
+            check_exclusive.then(Checker::new).transpose().map_err(DeviceError::Checker)?.map(Arc::new);
         let watchers = Arc::new(Watchers { checker, trace });
         if let Some(entries) = chaos.and_then(|settings| settings.faults.fault_queue) {
             options.fault_queue = entries;

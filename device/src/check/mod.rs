@@ -50,6 +50,7 @@ mod book;
 mod shadow;
 
 use std::fmt::Write;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -124,20 +125,27 @@ struct Change {
     more: u64,
 }
 
-impl Default for Checker {
-    fn default() -> Self {
-        Checker {
-            shadows: Shadows::new(shadow::SLOTS),
-            book: Mutex::new(Book::new(book::MOST)),
+impl Checker {
+    /// One that has seen nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// If there are no addresses for its shadows.
+    pub fn new() -> io::Result<Self> {
+        Checker::with_room(shadow::SLOTS, book::MOST)
+    }
+
+    fn with_room(shadows: usize, translations: usize) -> io::Result<Self> {
+        Ok(Checker {
+            shadows: Shadows::new(shadows)?,
+            book: Mutex::new(Book::new(translations)),
             began: Instant::now(),
             changed: AtomicU64::new(0),
             compared: AtomicU64::new(0),
             unwatched: AtomicU64::new(0),
-        }
+        })
     }
-}
 
-impl Checker {
     /// What has been found so far.
     pub fn findings(&self) -> Findings {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -384,8 +392,7 @@ mod tests {
     }
 
     fn checker(slots: usize, translations: usize) -> Arc<Checker> {
-        let book = Mutex::new(Book::new(translations));
-        Arc::new(Checker { shadows: Shadows::new(slots), book, ..Default::default() })
+        Arc::new(Checker::with_room(slots, translations).unwrap())
     }
 
     /// Obtains that page, in an address space, where it is.

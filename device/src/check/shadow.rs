@@ -12,6 +12,7 @@
 //! now and then; one may then be mixed up of two. They are for people.
 
 use std::fmt;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
@@ -20,6 +21,7 @@ use zerocopy::FromZeros;
 
 use crate::instrument::Thread;
 use crate::memory::Page;
+use crate::zeroed::Zeroed;
 
 /// Pages that have a shadow at a time: 256 MiB of them.
 pub(super) const SLOTS: usize = 1 << 16;
@@ -81,8 +83,10 @@ struct Cell([AtomicU64; 3]);
 #[derive(Debug)]
 pub(super) struct Shadows {
     /// By frame: its number and its slot's, or zero.
-    index: Box<[AtomicU64]>,
-    slots: Box<[Shadow]>,
+    index: Zeroed<[AtomicU64; PLACES]>,
+    slots: Zeroed<[Shadow; SLOTS]>,
+    /// How many of them may be used.
+    most: usize,
     free: Mutex<Free>,
 }
 
@@ -94,17 +98,11 @@ struct Free {
     fresh: u32,
 }
 
-/// Memory that costs nothing until it is touched.
-fn zeroed<T: FromZeros>(count: usize) -> Box<[T]> {
-    <[T]>::new_box_zeroed_with_elems(count).unwrap_or_else(|_| {
-        std::alloc::handle_alloc_error(std::alloc::Layout::new::<T>());
-    })
-}
-
 impl Shadows {
-    /// For that many pages, fewer than 2^24.
-    pub(super) fn new(slots: usize) -> Self {
-        Shadows { index: zeroed(PLACES), slots: zeroed(slots), free: Mutex::default() }
+    /// For that many pages, at most [`SLOTS`].
+    pub(super) fn new(most: usize) -> io::Result<Self> {
+        let (index, slots) = (Zeroed::new()?, Zeroed::new()?);
+        Ok(Shadows { index, slots, most: most.min(SLOTS), free: Mutex::default() })
     }
 
     /// The shadow of a frame, if it has one.
@@ -124,7 +122,7 @@ impl Shadows {
         if place.load(Ordering::Relaxed) != 0 {
             return false;
         }
-        let Some(slot) = self.free.lock().take(self.slots.len()) else { return false };
+        let Some(slot) = self.free.lock().take(self.most) else { return false };
         let shadow = &self.slots[slot as usize];
         for (word, at) in shadow.words.iter().zip((0..).step_by(8)) {
             word.store(page.word64(at).load(Ordering::Acquire), Ordering::Relaxed);
@@ -155,9 +153,9 @@ impl Shadows {
 }
 
 impl Free {
-    fn take(&mut self, slots: usize) -> Option<u32> {
+    fn take(&mut self, most: usize) -> Option<u32> {
         self.back.pop().or_else(|| {
-            let slot = Some(self.fresh).filter(|&slot| (slot as usize) < slots)?;
+            let slot = Some(self.fresh).filter(|&slot| (slot as usize) < most)?;
             self.fresh += 1;
             Some(slot)
         })
@@ -289,13 +287,14 @@ impl fmt::Display for Event {
 
 #[cfg(test)]
 mod tests {
-    use super::{Event, PAGE_SIZE, Shadows, What};
+    use super::{Event, PAGE_SIZE, SLOTS, Shadows, What};
     use crate::instrument::Thread;
     use crate::memory::{DmaMap, GuestMemory};
     use nix::sys::memfd::{MFdFlags, memfd_create};
+    use nix::sys::resource::{UsageWho, getrusage};
     use std::sync::atomic::Ordering;
 
-    const SLOTS: usize = 8;
+    const MOST: usize = 8;
 
     fn memory(pages: u64) -> GuestMemory {
         let file = std::fs::File::from(memfd_create("test", MFdFlags::MFD_CLOEXEC).unwrap());
@@ -305,10 +304,21 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_taken_from_the_host_before_it_is_needed() {
+        let faults = || getrusage(UsageWho::RUSAGE_THREAD).unwrap().minor_page_faults();
+        let before = faults();
+        let shadows = Shadows::new(SLOTS).unwrap();
+        let memory = memory(1);
+        assert!(shadows.watch(memory.page(0, true).unwrap()));
+        let taken = faults() - before;
+        assert!(taken < 100, "{taken} pages");
+    }
+
+    #[test]
     fn every_width_has_its_place() {
         let memory = memory(1);
         memory.word64(0x10, true).unwrap().store(0x1122_3344_5566_7788, Ordering::Relaxed);
-        let shadows = Shadows::new(SLOTS);
+        let shadows = Shadows::new(MOST).unwrap();
         assert!(shadows.watch(memory.page(0, true).unwrap()));
         let shadow = shadows.find(0).unwrap();
         assert_eq!(shadow.exchange(0x13, 1, 0xaa), 0x55);
@@ -322,7 +332,7 @@ mod tests {
     #[test]
     fn a_difference_is_found_where_it_is() {
         let memory = memory(2);
-        let shadows = Shadows::new(SLOTS);
+        let shadows = Shadows::new(MOST).unwrap();
         let page = memory.page(0x1000, true).unwrap();
         assert!(shadows.watch(page) && !shadows.watch(page));
         assert!(shadows.find(0).is_none());
@@ -339,18 +349,18 @@ mod tests {
 
     #[test]
     fn slots_are_used_again_and_end() {
-        let memory = memory(SLOTS as u64 + 1);
-        let shadows = Shadows::new(SLOTS);
+        let memory = memory(MOST as u64 + 1);
+        let shadows = Shadows::new(MOST).unwrap();
         let page = |number: usize| memory.page(number as u64 * PAGE_SIZE, true).unwrap();
-        assert!((0..SLOTS).all(|number| shadows.watch(page(number))));
-        assert!(!shadows.watch(page(SLOTS)));
+        assert!((0..MOST).all(|number| shadows.watch(page(number))));
+        assert!(!shadows.watch(page(MOST)));
         shadows.release(7 * PAGE_SIZE);
-        assert!(shadows.watch(page(SLOTS)));
+        assert!(shadows.watch(page(MOST)));
     }
 
     #[test]
     fn the_last_events_are_kept() {
-        let shadows = Shadows::new(SLOTS);
+        let shadows = Shadows::new(MOST).unwrap();
         let shadow = &shadows.slots[0];
         let thread = Thread::Engine(3);
         let stored = |time, offset| Event { time, thread, what: What::Stored, offset, value: 1, times: 1 };
