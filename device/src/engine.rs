@@ -33,14 +33,14 @@ use crate::ownership::Claimant;
 use crate::queue::{Look, RingLost, State};
 use crate::tlb::Tlb;
 
-/// Accesses on one queue before the next queue has its turn; fewer if they are made slow.
-const BUDGET: u32 = 8192;
+/// Accesses on one queue before the next queue has its turn (spec 5.1); fewer if they are made slow.
+pub const BUDGET: u32 = 8192;
 /// What a turn of slow accesses may take, in nanoseconds.
 const SLOW_TURN: u128 = 1_000_000;
 /// Times that an engine looks at every queue before it rests: more than it passes by those of others.
 const ROUNDS: u32 = 3;
 /// How long an engine leaves queues alone that wait for memory to change, at first and later. The second must
-/// stay well below the millisecond that spec 5.7 promises.
+/// stay well below the millisecond that spec 5.7 promises while there is nothing else to do.
 const SHORTEST_NAP: Duration = Duration::from_micros(20);
 const LONGEST_NAP: Duration = Duration::from_micros(500);
 /// Hosts with fewer CPUs run guest CPUs on those that engines would spin on.
