@@ -4,6 +4,7 @@
 //! rings. It obeys the specification by default, and lets a test break it.
 
 pub mod binary;
+mod meeting;
 mod rings;
 
 use std::fs::File;
@@ -29,6 +30,7 @@ use svmx_device::instruments::{Request, Watchers};
 use svmx_device::memory::{DmaMap, GuestMemory};
 use svmx_device::model::Options;
 
+pub use meeting::Meeting;
 pub use rings::{UserQueue, add, add_indexed, add_strided};
 
 /// Bytes of guest memory, at guest-physical 0, unless more was asked for.
