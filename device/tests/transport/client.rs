@@ -6,11 +6,17 @@
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use mock_driver::{HANG, wait_until};
+use nix::libc;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
-use svmx_device::vfio_user::{Attention, ConnectionError, End, Errno, PATIENCE, Stop, serve};
+use nix::unistd::{Pid, gettid};
+use svmx_device::vfio_user::{
+    Attention, Backend, ConnectionError, Description, End, Errno, PATIENCE, Stop, serve,
+};
 
 use crate::device::{TestDevice, description};
 
@@ -68,21 +74,48 @@ pub(crate) struct Client {
     pub(crate) device: TestDevice,
     pub(crate) stop: Stop,
     server: JoinHandle<Result<End, ConnectionError>>,
+    thread: Pid,
     next: u16,
 }
 
 impl Client {
     /// Connected, and nothing said.
     pub(crate) fn silent(patience: Duration) -> Self {
+        let device = TestDevice::default();
+        Client::serving(patience, device.clone(), description(), device)
+    }
+
+    /// The same with another device, which notes there that its client has gone.
+    pub(crate) fn serving(
+        patience: Duration,
+        device: TestDevice,
+        description: Description,
+        mut backend: impl Backend + Send + 'static,
+    ) -> Self {
         let (socket, served) = UnixStream::pair().unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let (device, stop) = (TestDevice::default(), Stop::new().unwrap());
-        let (mut backend, stops) = (device.clone(), stop.clone());
+        socket.set_read_timeout(Some(HANG)).unwrap();
+        let stop = Stop::new().unwrap();
+        let stops = stop.clone();
+        let (sender, thread) = channel();
         let server = std::thread::spawn(move || {
+            sender.send(gettid()).unwrap();
             let attention = Attention { patience, ..Attention::new(&stops) };
-            serve(&served, &description(), &mut backend, attention)
+            serve(&served, &description, &mut backend, attention)
         });
-        Client { socket, device, stop, server, next: 0x1230 }
+        Client { socket, device, stop, server, thread: thread.recv().unwrap(), next: 0x1230 }
+    }
+
+    /// Returns when the server has taken all that was sent, and waits for something.
+    #[expect(unsafe_code, reason = "asks how much of what was sent has not been read")]
+    pub(crate) fn waits(&self) {
+        let stat = format!("/proc/self/task/{}/stat", self.thread);
+        wait_until("the server's wait", || {
+            let mut unread = -1;
+            // SAFETY: the kernel writes one integer.
+            let asked = unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut unread) };
+            assert_eq!(asked, 0);
+            unread == 0 && std::fs::read_to_string(&stat).unwrap().contains(") S ")
+        });
     }
 
     /// Connected, with a version.

@@ -9,7 +9,8 @@ use svmx_device::vfio_user::Errno;
 use crate::client::*;
 use crate::device::{BROKEN, MAX_MAPS, memory};
 
-fn map_from(argsz: u32, flags: u32, numbers: [u64; 3]) -> Vec<u8> {
+/// DMA_MAP's payload: offset, address, size.
+pub(crate) fn map_from(argsz: u32, flags: u32, numbers: [u64; 3]) -> Vec<u8> {
     [words([argsz, flags]), numbers.iter().flat_map(|number| number.to_ne_bytes()).collect()].concat()
 }
 

@@ -104,6 +104,7 @@ fn it_can_be_stopped_wherever_it_waits() {
     for bytes in [&[][..], &read[..20], &read] {
         let mut client = Client::new();
         client.send(bytes);
+        client.waits();
         client.stop.stop();
         assert_eq!(client.ended_unread().unwrap(), End::Stopped);
     }

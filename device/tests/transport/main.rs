@@ -3,6 +3,7 @@
 //! The vfio-user server against clients that do what no VMM should: over a socket pair, with a device that
 //! checks what the server has promised it.
 
+mod accelerator;
 mod allocations;
 mod client;
 mod descriptors;
