@@ -123,14 +123,14 @@ impl<'a> Request<'a> {
                 Ok(Request::RegionInfo { index: info.index, space: info.argsz })
             }
             Command::DeviceGetRegionIoFds => {
-                let info: wire::RegionIoFds = whole(payload)?;
-                space_for::<wire::RegionIoFds>(info.argsz)?;
+                let info: wire::IndexInfo = whole(payload)?;
+                space_for::<wire::IndexInfo>(info.argsz)?;
                 ensure(info.flags == 0 && info.count == 0, "flags and count must be 0")?;
                 Ok(Request::RegionIoFds { index: info.index })
             }
             Command::DeviceGetIrqInfo => {
-                let info: wire::IrqInfo = whole(payload)?;
-                space_for::<wire::IrqInfo>(info.argsz)?;
+                let info: wire::IndexInfo = whole(payload)?;
+                space_for::<wire::IndexInfo>(info.argsz)?;
                 Ok(Request::IrqInfo { index: info.index })
             }
             Command::DeviceSetIrqs => set_irqs(payload).map(Request::SetIrqs),

@@ -147,8 +147,8 @@ impl<'a> Client<'a> {
             Request::RegionIoFds { index } => {
                 self.region(index)?;
                 // None: there is nothing that a client could be notified through instead of by messages.
-                let argsz = size_of::<wire::RegionIoFds>() as u32;
-                reply.push(&wire::RegionIoFds { argsz, flags: 0, index, count: 0 });
+                let argsz = size_of::<wire::IndexInfo>() as u32;
+                reply.push(&wire::IndexInfo { argsz, flags: 0, index, count: 0 });
             }
             Request::IrqInfo { index } => reply.push(&self.irq_info(index)?),
             Request::SetIrqs(set) => self.set_irqs(set, fds)?,
@@ -280,10 +280,10 @@ impl<'a> Client<'a> {
         vectors.copied().ok_or(Refusal::invalid("there is no such kind of interrupt"))
     }
 
-    fn irq_info(&self, index: u32) -> Result<wire::IrqInfo, Refusal> {
+    fn irq_info(&self, index: u32) -> Result<wire::IndexInfo, Refusal> {
         let count = self.vectors(index)?;
         let flags = if count == 0 { 0 } else { abi::VFIO_IRQ_INFO_EVENTFD };
-        Ok(wire::IrqInfo { argsz: size_of::<wire::IrqInfo>() as u32, flags, index, count })
+        Ok(wire::IndexInfo { argsz: size_of::<wire::IndexInfo>() as u32, flags, index, count })
     }
 
     fn set_irqs(&mut self, set: SetIrqs<'_>, fds: &mut Vec<OwnedFd>) -> Result<(), Refusal> {

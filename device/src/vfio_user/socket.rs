@@ -214,3 +214,36 @@ impl<'a> Attention<'a> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_socket_that_somebody_listens_on_is_in_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let first = Listener::bind(&path).unwrap();
+        assert!(matches!(Listener::bind(&path), Err(BindError::InUse(_))));
+        drop(first);
+        assert!(!path.exists());
+        // Nobody listens any more.
+        drop(UnixListener::bind(&path).unwrap());
+        drop(Listener::bind(&path).unwrap());
+        std::fs::write(&path, "").unwrap();
+        assert!(matches!(Listener::bind(&path), Err(BindError::NotASocket(_))));
+    }
+
+    #[test]
+    fn what_can_not_be_asked_is_not_in_use_but_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        // Too long for an address; its maker has gone by another way.
+        let (long, short) = (folder.path().join("f".repeat(120)), folder.path().join("short"));
+        std::fs::create_dir(&long).unwrap();
+        std::os::unix::fs::symlink(&long, &short).unwrap();
+        let _first = UnixListener::bind(short.join("socket")).unwrap();
+        let failed = Listener::bind(&long.join("socket"));
+        assert!(matches!(failed, Err(BindError::Failed { .. })), "{failed:?}");
+        assert!(short.join("socket").exists());
+    }
+}

@@ -5,7 +5,7 @@
 
 use std::mem::size_of;
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, TryFromBytes};
 
 /// The major version that is spoken.
 pub const MAJOR: u16 = 0;
@@ -39,6 +39,8 @@ pub struct Header {
     pub error: u32,
 }
 
+const _: () = assert!(size_of::<Header>() == 16);
+
 /// `Header::flags`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
@@ -67,7 +69,7 @@ impl Flags {
 }
 
 /// The protocol's commands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, TryFromBytes, Immutable, KnownLayout)]
 #[expect(missing_docs, reason = "they are the specification's names")]
 #[repr(u16)]
 pub enum Command {
@@ -92,100 +94,86 @@ pub enum Command {
 }
 
 impl Command {
-    const ALL: [Command; 18] = [
-        Command::Version,
-        Command::DmaMap,
-        Command::DmaUnmap,
-        Command::DeviceGetInfo,
-        Command::DeviceGetRegionInfo,
-        Command::DeviceGetRegionIoFds,
-        Command::DeviceGetIrqInfo,
-        Command::DeviceSetIrqs,
-        Command::RegionRead,
-        Command::RegionWrite,
-        Command::DmaRead,
-        Command::DmaWrite,
-        Command::DeviceReset,
-        Command::DirtyPages,
-        Command::RegionWriteMulti,
-        Command::DeviceFeature,
-        Command::MigDataRead,
-        Command::MigDataWrite,
-    ];
-
     /// The command with a number.
     pub fn from_number(number: u16) -> Option<Self> {
-        let place = usize::from(number).checked_sub(1)?;
-        Self::ALL.get(place).copied()
+        Command::try_read_from_bytes(number.as_bytes()).ok()
     }
 }
 
-/// VERSION, before its JSON; request and reply.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[expect(missing_docs, reason = "they are the specification's names")]
-#[repr(C)]
-pub struct Version {
-    pub major: u16,
-    pub minor: u16,
+/// A structure of which the names are the specification's, and its bytes.
+macro_rules! structure {
+    ($(#[$about:meta])* $name:ident, $bytes:literal bytes { $($field:ident: $type:ty,)* }) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+        #[expect(missing_docs, reason = "they are the specification's names")]
+        #[repr(C)]
+        pub struct $name {
+            $(pub $field: $type,)*
+        }
+        const _: () = assert!(size_of::<$name>() == $bytes);
+    };
 }
 
-/// DMA_MAP.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[expect(missing_docs, reason = "they are the specification's names")]
-#[repr(C)]
-pub struct DmaMap {
-    pub argsz: u32,
-    pub flags: u32,
-    pub offset: u64,
-    pub address: u64,
-    pub size: u64,
+structure! {
+    /// VERSION, before its JSON; request and reply.
+    Version, 4 bytes {
+        major: u16,
+        minor: u16,
+    }
 }
 
-/// DMA_UNMAP; request and reply.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[expect(missing_docs, reason = "they are the specification's names")]
-#[repr(C)]
-pub struct DmaUnmap {
-    pub argsz: u32,
-    pub flags: u32,
-    pub address: u64,
-    pub size: u64,
+structure! {
+    /// DMA_MAP.
+    DmaMap, 32 bytes {
+        argsz: u32,
+        flags: u32,
+        offset: u64,
+        address: u64,
+        size: u64,
+    }
 }
 
-/// DEVICE_GET_INFO; request and reply.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[expect(missing_docs, reason = "they are the specification's names")]
-#[repr(C)]
-pub struct DeviceInfo {
-    pub argsz: u32,
-    pub flags: u32,
-    pub num_regions: u32,
-    pub num_irqs: u32,
+structure! {
+    /// DMA_UNMAP; request and reply.
+    DmaUnmap, 24 bytes {
+        argsz: u32,
+        flags: u32,
+        address: u64,
+        size: u64,
+    }
 }
 
-/// DEVICE_GET_REGION_INFO; request and reply, which may go on with capabilities.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[expect(missing_docs, reason = "they are the specification's names")]
-#[repr(C)]
-pub struct RegionInfo {
-    pub argsz: u32,
-    pub flags: u32,
-    pub index: u32,
-    pub cap_offset: u32,
-    pub size: u64,
-    pub offset: u64,
+structure! {
+    /// DEVICE_GET_INFO; request and reply.
+    DeviceInfo, 16 bytes {
+        argsz: u32,
+        flags: u32,
+        num_regions: u32,
+        num_irqs: u32,
+    }
 }
 
-/// The capability of a region that can be mapped in parts, before its areas.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[expect(missing_docs, reason = "they are the specification's names")]
-#[repr(C)]
-pub struct SparseMmap {
-    pub id: u16,
-    pub version: u16,
-    pub next: u32,
-    pub nr_areas: u32,
-    pub reserved: u32,
+structure! {
+    /// DEVICE_GET_REGION_INFO; request and reply, which may go on with capabilities.
+    RegionInfo, 32 bytes {
+        argsz: u32,
+        flags: u32,
+        index: u32,
+        cap_offset: u32,
+        size: u64,
+        offset: u64,
+    }
+}
+
+structure! {
+    /// The capability of a region that can be mapped in parts, before its areas.
+    SparseMmap, 16 bytes {
+        id: u16,
+        version: u16,
+        next: u32,
+        nr_areas: u32,
+        reserved: u32,
+    }
 }
 
 /// A part of a region that can be mapped.
@@ -198,38 +186,27 @@ pub struct Area {
     pub size: u64,
 }
 
-/// DEVICE_GET_REGION_IO_FDS; request and reply.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[expect(missing_docs, reason = "they are the specification's names")]
-#[repr(C)]
-pub struct RegionIoFds {
-    pub argsz: u32,
-    pub flags: u32,
-    pub index: u32,
-    pub count: u32,
+const _: () = assert!(size_of::<Area>() == 16);
+
+structure! {
+    /// DEVICE_GET_REGION_IO_FDS and DEVICE_GET_IRQ_INFO, each about one index; request and reply.
+    IndexInfo, 16 bytes {
+        argsz: u32,
+        flags: u32,
+        index: u32,
+        count: u32,
+    }
 }
 
-/// DEVICE_GET_IRQ_INFO; request and reply.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[expect(missing_docs, reason = "they are the specification's names")]
-#[repr(C)]
-pub struct IrqInfo {
-    pub argsz: u32,
-    pub flags: u32,
-    pub index: u32,
-    pub count: u32,
-}
-
-/// DEVICE_SET_IRQS, before its booleans if there are any.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[expect(missing_docs, reason = "they are the specification's names")]
-#[repr(C)]
-pub struct IrqSet {
-    pub argsz: u32,
-    pub flags: u32,
-    pub index: u32,
-    pub start: u32,
-    pub count: u32,
+structure! {
+    /// DEVICE_SET_IRQS, before its booleans if there are any.
+    IrqSet, 20 bytes {
+        argsz: u32,
+        flags: u32,
+        index: u32,
+        start: u32,
+        count: u32,
+    }
 }
 
 /// REGION_READ and REGION_WRITE; request and reply, before the data.
@@ -244,17 +221,6 @@ pub struct RegionAccess {
     pub count: u32,
 }
 
-const _: () = assert!(size_of::<Header>() == 16);
-const _: () = assert!(size_of::<Version>() == 4);
-const _: () = assert!(size_of::<DmaMap>() == 32);
-const _: () = assert!(size_of::<DmaUnmap>() == 24);
-const _: () = assert!(size_of::<DeviceInfo>() == 16);
-const _: () = assert!(size_of::<RegionInfo>() == 32);
-const _: () = assert!(size_of::<SparseMmap>() == 16);
-const _: () = assert!(size_of::<Area>() == 16);
-const _: () = assert!(size_of::<RegionIoFds>() == 16);
-const _: () = assert!(size_of::<IrqInfo>() == 16);
-const _: () = assert!(size_of::<IrqSet>() == 20);
 const _: () = assert!(size_of::<RegionAccess>() == 16);
 
 #[cfg(test)]
