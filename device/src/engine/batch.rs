@@ -68,13 +68,15 @@ impl<I: Instrument> Engine<I> {
         let Some(batch) = work.batch() else { return 0 };
         let view = self.tlb.view(rings.asid);
         let Batch { elements, from, left } = batch;
+        let watch = self.user.watch();
+        let behind = || watch.behind();
         let (done, cost) = match elements {
             Elements::Bulk(bulk) => {
                 let done = self.bulk(view, bulk, &batch, budget);
                 (done, done)
             }
-            Elements::Copy(copy) => by_bytes(transfer::copy(view, copy, from, left), copy.width),
-            Elements::Fill(fill) => by_bytes(transfer::fill(view, fill, from, left), fill.width),
+            Elements::Copy(copy) => by_bytes(transfer::copy(view, copy, from, left, behind), copy.width),
+            Elements::Fill(fill) => by_bytes(transfer::fill(view, fill, from, left, behind), fill.width),
         };
         work.advance(done);
         cost.min(budget)
