@@ -449,6 +449,40 @@ mod tests {
         assert_eq!(checker.findings().unwatched, 1);
     }
 
+    /// What is said at the end.
+    fn summary(checker: &Checker) -> String {
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let writer = log.clone();
+        let writer = move || Writer(writer.clone());
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish();
+        tracing::subscriber::with_default(subscriber, || checker.summarize());
+        String::from_utf8(std::mem::take(&mut log.lock())).unwrap()
+    }
+
+    struct Writer(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Writer {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_end_says_what_was_missed() {
+        let (checker, memory) = (checker(1, book::MOST), memory(2));
+        let mut check = Check::new(checker.clone(), Thread::Engine(0));
+        obtain(&mut check, &memory, 1, 0);
+        assert!(!summary(&checker).contains("WARN"));
+        obtain(&mut check, &memory, 1, 1);
+        let said = summary(&checker);
+        let line =
+            " WARN svmx_device::check: exclusivity: 1 times a page was held unwatched: there was no room";
+        assert!(said.contains(line), "{said}");
+    }
+
     #[test]
     fn what_is_missed_when_the_book_was_full_is_counted_and_it_sees_again() {
         let (checker, memory) = (checker(100, ROOM), memory(ROOM as u64 + 2));
