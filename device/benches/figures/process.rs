@@ -36,7 +36,7 @@ pub(crate) struct Process {
 
 /// Where the client and the other process are while one waits for the other: on two CPUs one has to be woken
 /// from its idleness, on one it only has to be switched to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     TwoCpus,
     OneCpu,
