@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The device's lock-free parts, to be run in every interleaving and with every stale value that the memory
-//! model allows.
+//! The device's lock-free parts, to be run in many interleavings, with the stale values that the memory model allows.
 //!
 //! They are not copies: the modules below are the device's own files, which take atomics and locks from
 //! `crate::sync`. Here that is [`sync`], made of loom's. What is checked is in `tests/`.

@@ -28,10 +28,16 @@ pub enum Weakness {
     RelaxedLoads,
     /// Its compare-and-swaps are relaxed.
     RelaxedExchanges,
+    /// Its stores are relaxed while it holds a lock.
+    RelaxedStoresUnderLock,
+    /// Its loads are relaxed while it holds a lock.
+    RelaxedLoadsUnderLock,
 }
 
 loom::thread_local! {
     static WEAKNESS: Cell<Option<Weakness>> = Cell::new(None);
+    /// Locks that the thread holds.
+    static LOCKS: Cell<u32> = Cell::new(0);
 }
 
 /// Weakens what the calling thread does from here on.
@@ -41,6 +47,18 @@ pub fn weaken(weakness: Option<Weakness>) {
 
 fn weak(weakness: Weakness) -> bool {
     WEAKNESS.with(|cell| cell.get() == Some(weakness))
+}
+
+fn locked() -> bool {
+    LOCKS.with(|locks| locks.get() > 0)
+}
+
+fn weak_stores() -> bool {
+    weak(Weakness::RelaxedStores) || weak(Weakness::RelaxedStoresUnderLock) && locked()
+}
+
+fn weak_loads() -> bool {
+    weak(Weakness::RelaxedLoads) || weak(Weakness::RelaxedLoadsUnderLock) && locked()
 }
 
 /// As `std::sync::atomic::fence`.
@@ -63,13 +81,12 @@ macro_rules! atomic {
             }
             /// Loads it.
             pub fn load(&self, ordering: Ordering) -> $value {
-                self.0.load(if weak(Weakness::RelaxedLoads) { Ordering::Relaxed } else { ordering })
+                self.0.load(if weak_loads() { Ordering::Relaxed } else { ordering })
             }
             /// Stores it. Values that are dropped when a check has failed are outside the model.
             pub fn store(&self, value: $value, ordering: Ordering) {
                 if !panicking() {
-                    let weak = weak(Weakness::RelaxedStores);
-                    self.0.store(value, if weak { Ordering::Relaxed } else { ordering });
+                    self.0.store(value, if weak_stores() { Ordering::Relaxed } else { ordering });
                 }
             }
             /// Exchanges it if it is as expected.
@@ -111,7 +128,9 @@ impl<T> Mutex<T> {
     }
     /// Locks it.
     pub fn lock(&self) -> MutexGuard<'_, T> {
-        MutexGuard(self.0.lock().ok())
+        let guard = self.0.lock().ok();
+        LOCKS.with(|locks| locks.set(locks.get() + 1));
+        MutexGuard(guard)
     }
 }
 
@@ -129,6 +148,14 @@ impl<T> Deref for MutexGuard<'_, T> {
 impl<T> DerefMut for MutexGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
         self.0.as_mut().expect("locked")
+    }
+}
+
+impl<T> Drop for MutexGuard<'_, T> {
+    fn drop(&mut self) {
+        if !panicking() {
+            LOCKS.with(|locks| locks.set(locks.get() - 1));
+        }
     }
 }
 

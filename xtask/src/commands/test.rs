@@ -87,7 +87,7 @@ const CHECKS: [Check; 10] = [
     },
     Check {
         name: "model-check",
-        shows: "invalidation, ownership and sleeping in every interleaving, and that no fence could be left out",
+        shows: "invalidation, ownership and sleeping in all interleavings of a kind, and that fences can't be left out",
         arguments: &["test", "--package", "svmx-model-check"],
         needs: None,
     },

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use loom::sync::atomic::AtomicU32;
 use loom::thread;
@@ -117,4 +118,47 @@ fn company(last_sleeps: bool) {
 fn the_last_one_awake_knows_it() {
     check(|| company(false));
     check_fails(ASLEEP, || company(true));
+}
+
+/// One naps while there is no work, one wakes. In the model no time passes, so a nap ends only if it is woken.
+fn napping(sleeper: Option<Weakness>, waker: Option<Weakness>) {
+    let office = Office::new(1);
+    let worker = thread::spawn({
+        let office = office.clone();
+        move || {
+            weaken(sleeper);
+            while office.work.load(Ordering::Relaxed) == 0 {
+                office.sleepers.nap(Duration::from_millis(1), || office.work.load(Ordering::Relaxed) == 0);
+            }
+        }
+    });
+    weaken(waker);
+    office.bring_work();
+    office.sleepers.wake_one();
+    worker.join().unwrap();
+}
+
+#[test]
+fn a_nap_ends_when_there_is_work() {
+    check(|| napping(None, None));
+    check_fails(ASLEEP, || napping(Some(Weakness::NoFence), None));
+    check_fails(ASLEEP, || napping(None, Some(Weakness::NoFence)));
+}
+
+/// One naps and looks around by itself; the other may rely on that.
+fn guarded() {
+    let office = Office::new(2);
+    let guard = thread::spawn({
+        let office = office.clone();
+        move || office.sleepers.nap(Duration::from_millis(1), || office.work.load(Ordering::Relaxed) == 0)
+    });
+    assert!(!office.sleepers.sleep(|others_awake| others_awake == 0), "who naps is awake");
+    office.bring_work();
+    office.sleepers.wake_all();
+    guard.join().unwrap();
+}
+
+#[test]
+fn who_naps_counts_as_awake() {
+    check(guarded);
 }
