@@ -227,8 +227,8 @@ impl<'a> Client<'a> {
     }
 
     /// What a region is, and if it can be mapped, by which descriptor and where. A client without room for
-    /// all of that gets the fixed part, which says that there is more and how much, and as in VFIO nothing that
-    /// it would need the rest for.
+    /// all of that gets the fixed part, whose `argsz` says how much there is, and nothing that it would need the rest
+    /// for: not even that there are capabilities, as QEMU refuses a region that has them, but at offset 0.
     fn region_info(
         &self,
         index: u32,
@@ -256,12 +256,11 @@ impl<'a> Client<'a> {
         };
         let capability = size_of::<wire::SparseMmap>() + size_of_val(mapping.areas.as_slice());
         info.argsz = (fixed + capability) as u32;
-        info.flags |= abi::VFIO_REGION_INFO_FLAG_CAPS;
         if space < info.argsz {
             reply.push(&info);
             return Ok(None);
         }
-        info.flags |= abi::VFIO_REGION_INFO_FLAG_MMAP;
+        info.flags |= abi::VFIO_REGION_INFO_FLAG_CAPS | abi::VFIO_REGION_INFO_FLAG_MMAP;
         info.cap_offset = fixed as u32;
         reply.push(&info);
         reply.push(&wire::SparseMmap {
