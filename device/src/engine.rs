@@ -248,8 +248,9 @@ mod tests {
     use crate::instrument::Plain;
     use crate::model::Options;
     use crate::queue::Rings;
+    use mock_driver::Meeting;
     use std::os::unix::fs::FileExt;
-    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+    use std::sync::atomic::{AtomicBool, Ordering, fence};
     use std::time::Duration;
     use svmx_abi::doorbell;
     use svmx_abi::pci::PAGE_SIZE;
@@ -307,15 +308,8 @@ mod tests {
         let submitters = GuestMemory::default().with_map(map).unwrap();
         let word = |offset| submitters.word32(PAGE_SIZE + offset, true).unwrap();
         let (tail, need_kick) = (word(doorbell::queue::SQ_TAIL), word(doorbell::queue::NEED_KICK));
-        let arrived = [const { AtomicU32::new(0) }; 2];
-        let meet = |me: usize| {
-            let mine = arrived[me].fetch_add(1, Ordering::AcqRel) + 1;
-            let mut spins = 0u32;
-            while arrived[1 - me].load(Ordering::Acquire) < mine {
-                spins += 1;
-                if spins.is_multiple_of(256) { thread::yield_now() } else { std::hint::spin_loop() }
-            }
-        };
+        let meeting = Meeting::default();
+        let meet = |me| meeting.meet(me);
         let page = model.doorbells.queue(1);
         let resting = AtomicBool::new(false);
         thread::scope(|scope| {

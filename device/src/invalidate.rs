@@ -22,12 +22,13 @@
 //!   publisher waits for this user, or the user sees the record before its first element.
 //! - The log holds the last [`LOG_LEN`] records; a user further behind drops all it has cached.
 //!
-//! A user never waits for another between two checks, so a publisher's wait is bounded by an element and by
-//! the records that each user has yet to apply, at most [`LOG_LEN`].
+//! A user never waits for another between two checks, so a publisher's wait is bounded by an access, or the 256 bytes
+//! of a COPY or FILL between two checks, and by the records that each user has yet to apply, at most [`LOG_LEN`].
 //! Publishers may themselves be users: they don't wait for themselves, and must not be waited for by
 //! engines.
 //!
-//! Every fence and ordering here is checked by `model-check/`, against what goes wrong without it.
+//! `model-check/` runs this with the switches between threads, and the stale values, that its bounds allow, and again
+//! without the fences, or with relaxed loads or stores: then something goes wrong.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
