@@ -46,6 +46,9 @@ pub enum DeviceError {
     /// No memory for the doorbells.
     #[error("making the doorbell memory: {0}")]
     Doorbells(#[source] std::io::Error),
+    /// No memory for an engine.
+    #[error("making room for an engine's TLB: {0}")]
+    Engine(#[source] std::io::Error),
     /// No memory for the exclusivity checker.
     #[error("making room for the exclusivity checker: {0}")]
     Checker(#[source] std::io::Error),
@@ -84,7 +87,7 @@ impl Device {
         let mut threads = Vec::new();
         for number in 0..model.options.engines {
             let watched = instrument(&model, Thread::Engine(number as u16));
-            let engine = Engine::new(model.clone(), number, watched);
+            let engine = Engine::new(model.clone(), number, watched).map_err(DeviceError::Engine)?;
             threads.push(spawn(format!("engine-{number}"), move || engine.run())?);
         }
         let watched = instrument(&model, Thread::Control);

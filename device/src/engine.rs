@@ -89,14 +89,18 @@ enum Rest {
 
 impl<I: Instrument> Engine<I> {
     /// The engine of that number.
-    pub fn new(model: Arc<Model>, number: usize, instrument: I) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// The host has no memory for its TLB.
+    pub fn new(model: Arc<Model>, number: usize, instrument: I) -> std::io::Result<Self> {
         let user = User::new(model.invalidations.clone(), number);
-        let tlb = Tlb::new(model.invalidations.snapshot()).expect("memory for a TLB");
+        let tlb = Tlb::new(model.invalidations.snapshot())?;
         let yields = host::cpus() < SPINNABLE_CPUS;
         let slow = SLOW_TURN / model.options.rmw_delay.as_nanos().max(1);
         let budget = u32::try_from(slow).unwrap_or(BUDGET).clamp(1, BUDGET);
         let batches = !I::ELEMENTS && model.options.rmw_delay.is_zero();
-        Engine {
+        Ok(Engine {
             model,
             number,
             user,
@@ -107,7 +111,7 @@ impl<I: Instrument> Engine<I> {
             budget,
             nap: Duration::ZERO,
             batches,
-        }
+        })
     }
 
     /// Runs until the device ends.
@@ -145,7 +149,7 @@ impl<I: Instrument> Engine<I> {
             let several = next != queue;
             rounds += u32::from(next <= queue);
             queue = next;
-            match self.visit(model, queue, rounds > 0) {
+            match self.visit(model, queue, rounds > 1) {
                 Turn::Worked => {
                     (quiet_since, waiting, rounds) = (None, false, 0);
                     self.nap = Duration::ZERO;
@@ -269,7 +273,7 @@ mod tests {
         model.queues.get(1).unwrap().state.lock().replace(state);
         // Another engine found it active, disarmed it, and left before this one came.
         model.doorbells.queue(1).need_kick.raise();
-        assert!(Engine::new(model.clone(), 0, Plain).visit(&model, 1, false) == Turn::Nothing);
+        assert!(Engine::new(model.clone(), 0, Plain).unwrap().visit(&model, 1, false) == Turn::Nothing);
         assert!(model.queues.any_active(), "NEED_KICK is taken back, so nobody will kick");
     }
 

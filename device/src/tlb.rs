@@ -220,10 +220,17 @@ pub struct Tlb {
     huge: Table<HUGE_SETS, HUGE_SHIFT>,
     /// Of each address space.
     generations: Box<[u64; ASIDS]>,
-    /// Whether there may be an entry of the address space.
-    populated: Box<[bool; ASIDS]>,
+    /// What there may be of each address space.
+    contents: Box<[Contents; ASIDS]>,
     /// Never zero, which is what entries carry that are not owned.
     recall: u64,
+}
+
+/// Whether there may be entries of an address space, and any of them part of a leaf of 2 MiB.
+#[derive(Clone, Copy, Debug, Default)]
+struct Contents {
+    pages: bool,
+    leaves: bool,
 }
 
 /// A page in the cache.
@@ -315,7 +322,14 @@ impl Tlb {
     /// The host has no memory for it.
     pub fn new(memory: Arc<GuestMemory>) -> io::Result<Self> {
         let (small, huge) = (Table::new()?, Table::new()?);
-        Ok(Tlb { memory, small, huge, generations: zeroed(), populated: [false; ASIDS].into(), recall: 1 })
+        Ok(Tlb {
+            memory,
+            small,
+            huge,
+            generations: zeroed(),
+            contents: [Contents::default(); ASIDS].into(),
+            recall: 1,
+        })
     }
 
     /// The snapshot.
@@ -351,7 +365,7 @@ impl Tlb {
     /// Makes [`Self::find`] find the page of `va` if it is part of a cached leaf of 2 MiB.
     pub fn split(&mut self, asid: u32, va: u64) {
         let space = self.space(asid);
-        if !self.huge.used || self.small.find(space, va).is_some() {
+        if !self.contents[asid as usize & (ASIDS - 1)].leaves || self.small.find(space, va).is_some() {
             return;
         }
         if let Some((set, way)) = self.huge.find(space, va) {
@@ -371,14 +385,14 @@ impl Tlb {
         let Tlb { memory, small, huge: leaves, generations, .. } = self;
         let page = memory.page(frame, false)?.with_access(access);
         let base = frame & !(pte::span(HUGE_LEVEL) - 1);
-        // What is split off such a leaf goes with all of it, also if the leaf itself is in no piece.
-        leaves.used |= huge;
         if huge && memory.contiguous(base, pte::span(HUGE_LEVEL)) {
             let leaf = memory.page(base, false)?.with_access(access);
             leaves.insert(space, va, leaf, |tag| is_stale(generations, tag));
         }
         small.insert(space, va, page, |tag| is_stale(generations, tag));
-        self.populated[asid as usize & (ASIDS - 1)] = true;
+        let contents = &mut self.contents[asid as usize & (ASIDS - 1)];
+        // What is split off a leaf goes with all of it, also if the leaf itself is in no piece.
+        *contents = Contents { pages: true, leaves: contents.leaves | huge };
         Some(page)
     }
 
@@ -420,10 +434,11 @@ impl Tlb {
 
     fn drop_range(&mut self, asid: u32, mut va: u64, mut last: u64) {
         let space = self.space(asid);
-        if !self.populated[asid as usize & (ASIDS - 1)] {
+        let contents = self.contents[asid as usize & (ASIDS - 1)];
+        if !contents.pages {
             return;
         }
-        if self.huge.used {
+        if contents.leaves {
             // A leaf of 2 MiB is dropped whole, with what was split off.
             va &= !(pte::span(HUGE_LEVEL) - 1);
             last |= pte::span(HUGE_LEVEL) - 1;
@@ -435,7 +450,7 @@ impl Tlb {
 
     fn drop_space(&mut self, asid: u32) {
         let asid = asid as usize & (ASIDS - 1);
-        if !std::mem::take(&mut self.populated[asid]) {
+        if !std::mem::take(&mut self.contents[asid]).pages {
             return;
         }
         let generation = &mut self.generations[asid];
@@ -453,7 +468,7 @@ impl Tlb {
     fn clear(&mut self) {
         self.small.clear();
         self.huge.clear();
-        self.populated.fill(false);
+        self.contents.fill(Contents::default());
     }
 }
 

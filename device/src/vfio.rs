@@ -53,13 +53,13 @@ pub fn serve(
     let description = describe(device)?;
     let attention = Attention { listener: Some(listener), ..Attention::new(stop) };
     while let Some(client) = listener.accept(stop)? {
-        complain!(Level::INFO, "a VMM connected");
+        complain!(CONNECTIONS, Level::INFO, "a VMM connected");
         let end = vfio_user::serve(&client, &description, &mut Adapter(device), attention);
         match end {
-            Ok(End::HungUp) => complain!(Level::INFO, "the VMM is gone"),
+            Ok(End::HungUp) => complain!(CONNECTIONS, Level::INFO, "the VMM is gone"),
             Ok(End::Stopped) => break,
             Err(error) if how == Serve::Once => return Err(error.into()),
-            Err(error) => complain!(Level::ERROR, "the connection broke: {error}"),
+            Err(error) => complain!(CONNECTIONS, Level::ERROR, "the connection broke: {error}"),
         }
         if how == Serve::Once {
             break;

@@ -192,7 +192,7 @@ mod tests {
         model.invalidations.replace(Arc::new(GuestMemory::default().with_map(map).unwrap()));
         model.faults.start(0, 6);
         model.set_lookahead(8);
-        let mut engine = Engine::new(model.clone(), 0, Plain);
+        let mut engine = Engine::new(model.clone(), 0, Plain).unwrap();
         engine.user.enter(|change| engine.tlb.apply(change));
         let (sq_log2, cq_log2, vector) = (4, 4, 2);
         let rings = Rings { queue: 1, asid: 1, root: ROOT, sq_base: 0, sq_log2, cq_base: 0, cq_log2, vector };

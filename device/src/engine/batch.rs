@@ -56,10 +56,9 @@ impl Array<'_> {
     }
 }
 
-/// What is known of elements that come soon: addresses, and where their translations are. An address that is nowhere is
-/// one that has none.
+/// What is known of elements that come soon: addresses, and where their translations are, if they are cached.
 struct Block {
-    entries: [(u64, Slot); BLOCK as usize],
+    entries: [(u64, Option<Slot>); BLOCK as usize],
 }
 
 impl<I: Instrument> Engine<I> {
@@ -172,7 +171,10 @@ impl<I: Instrument> Engine<I> {
             for (k, &(known, slot)) in block(number).zip(&now.entries) {
                 // An index is what it is now, not what it was when its block was looked up.
                 let va = at(k);
-                let hit = if va == known { view.at(slot) } else { view.find(va) };
+                let hit = match slot {
+                    Some(slot) if va == known => view.at(slot),
+                    _ => view.find(va),
+                };
                 if watch.behind() || !chunk.element::<W, OP, ARRAYS>(immediate, k, va, hit) {
                     return k;
                 }
@@ -185,7 +187,7 @@ impl<I: Instrument> Engine<I> {
 
 impl Default for Block {
     fn default() -> Self {
-        Block { entries: [(VA_END, Slot::default()); BLOCK as usize] }
+        Block { entries: [(0, None); BLOCK as usize] }
     }
 }
 
@@ -197,11 +199,10 @@ impl Block {
         let mut lines = [&nowhere; BLOCK as usize];
         let places = self.entries.iter_mut().zip(&mut lines);
         for ((entry, line), va) in places.zip(addresses) {
-            *entry = (VA_END, Slot::default());
-            if let Some(slot) = view.slot(va)
-                && let Some(hit) = view.at(slot)
-            {
-                (*entry, *line) = ((va, slot), hit.page.word8(va));
+            let slot = view.slot(va);
+            *entry = (va, slot);
+            if let Some(hit) = slot.and_then(|slot| view.at(slot)) {
+                *line = hit.page.word8(va);
             }
         }
         lines.into_iter().for_each(crate::memory::prefetch_to_write);

@@ -54,7 +54,7 @@ impl Signaller {
     pub(super) fn accepts(&self, event: &File) -> bool {
         match &self.0 {
             // This can't be done, but what it should raise is looked at first: the pipe's end is for reading.
-            Some(context) => context.submit(PWRITE, event) == Err(libc::EBADF),
+            Some(context) => context.insist(PWRITE, event) == Err(libc::EBADF),
             None => fcntl(event, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).is_ok(),
         }
     }
@@ -65,10 +65,7 @@ impl Signaller {
             let _ = event.write(&1u64.to_ne_bytes());
             return;
         };
-        // Every time that there is no room, others have had all of it since this thread made some.
-        while context.submit(PREAD, event) == Err(libc::EAGAIN) {
-            context.make_room();
-        }
+        let _ = context.insist(PREAD, event);
     }
 }
 
@@ -139,6 +136,17 @@ impl Context {
         }
     }
 
+    /// The same, with room for it. Every time that there is none, others have had all of it since this thread made
+    /// some.
+    fn insist(&self, opcode: u16, event: &File) -> Result<(), i32> {
+        loop {
+            match self.submit(opcode, event) {
+                Err(libc::EAGAIN) => self.make_room(),
+                done => return done,
+            }
+        }
+    }
+
     /// Takes note of requests that are done; does not wait for any.
     fn make_room(&self) {
         let mut done = [Done::default(); DONE];
@@ -186,6 +194,7 @@ mod tests {
         assert!(event.read().is_err(), "to look at it does not raise it");
         for _ in 0..10 * DONE {
             signaller.raise(&file);
+            assert!(signaller.accepts(&file), "also when nobody has taken note of what is done");
         }
         assert_eq!(event.read(), Ok(10 * DONE as u64));
     }

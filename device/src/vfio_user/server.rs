@@ -104,7 +104,8 @@ impl<'a> Client<'a> {
         }
         reply.begin();
         let done = self.execute(frame, reply);
-        let stranger = done.as_ref().is_err_and(|refusal| refusal.errno == version::NOT_SPOKEN);
+        let stranger = command == wire::Command::Version as u16
+            && done.as_ref().is_err_and(|refusal| refusal.errno == version::NOT_SPOKEN);
         let (header, fd) = match done {
             Ok(fd) => (Header { id, command, flags: Flags::REPLY, ..Header::default() }, fd),
             Err(refusal) => {
@@ -118,7 +119,10 @@ impl<'a> Client<'a> {
             true => Event::Message,
             false => stream::send(socket, attention, reply.finish(header), fd)?,
         };
-        if stranger { Err(ConnectionError::NoCommonVersion) } else { Ok(event) }
+        match event {
+            Event::Message if stranger => Err(ConnectionError::NoCommonVersion),
+            event => Ok(event),
+        }
     }
 
     fn execute(&mut self, frame: Frame<'_>, reply: &mut Reply) -> Result<Fd<'a>, Refusal> {

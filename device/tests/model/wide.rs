@@ -5,13 +5,15 @@
 
 use std::sync::atomic::Ordering;
 
-use svmx_abi::control::Replay;
-use svmx_abi::pci::{PAGE_SIZE, page_base};
+use svmx_abi::control::{Replay, Sync, TlbInvalidate};
+use svmx_abi::pci::{PAGE_SIZE, VA_END, page_base};
 use svmx_abi::pte::{Access, Pte};
-use svmx_abi::queue::{Sqe, SqeFlags};
+use svmx_abi::queue::{Opcode, Sqe, SqeFlags};
 use svmx_abi::status::Status;
 
-use mock_driver::{Mock, UserQueue, add_indexed};
+use svmx_device::model::Options;
+
+use mock_driver::{Mock, UserQueue, add, add_indexed, add_strided, options};
 
 const VA: u64 = 0x7000_0000;
 /// Where the index array is read.
@@ -114,6 +116,36 @@ fn scatter(seed: u64, access: Access, holes: impl Fn(u64) -> bool) {
 fn elements_all_over_memory_are_done_in_order() {
     (0..20).for_each(|seed| scatter(seed, Access::EXCLUSIVE, |_| false));
     (0..5).for_each(|seed| scatter(seed, Access::COHERENT, |_| false));
+}
+
+/// An address that is nowhere has no translation, whatever the engine has cached: here it has all that it can.
+#[test]
+fn an_address_that_is_nowhere_ends_the_command() {
+    const CACHED: u64 = 1 << 18;
+    let mock = Mock::with(Options { engines: 1, ..options() }, 6);
+    let space = mock.space();
+    let frames = mock.pages(2);
+    let leaf = |at, access| Pte::leaf(frames + at * PAGE_SIZE, access);
+    mock.map(space, INDICES, leaf(1, Access::READ_WRITE));
+    for access in [Access::EXCLUSIVE, Access::COHERENT] {
+        (0..CACHED).for_each(|page| mock.map(space, page * PAGE_SIZE, leaf(0, access)));
+        mock.control(TlbInvalidate { asid: space.asid, va: 0, len: u64::MAX, ..Default::default() });
+        mock.control(Sync::default());
+        let mut queue = UserQueue::new(&mock, space);
+        assert_eq!(queue.run(add_strided(8, CACHED as u32, PAGE_SIZE as i32)).applied as u64, CACHED);
+        for nowhere in [u64::MAX, VA_END / 8, VA_END] {
+            let before = mock.ram64(frames).load(Ordering::Relaxed);
+            for (at, index) in (0..).zip([2, nowhere, 2, nowhere]) {
+                mock.ram64(frames + PAGE_SIZE + 8 * at).store(index, Ordering::Relaxed);
+            }
+            // Once so that the array's own translation is cached.
+            queue.run(Sqe { opcode: Opcode::READ, ..add(INDICES, 0) });
+            let flags = SqeFlags::BULK.with(SqeFlags::INDEXED).with(SqeFlags::INDEX64);
+            let completion = queue.run(Sqe { flags, ..add_indexed(0, 4, INDICES) });
+            assert_eq!((completion.head.status(), completion.applied), (Status::ADDRESS_RANGE, 1));
+            assert_eq!(mock.ram64(frames).load(Ordering::Relaxed), before, "index {nowhere:#x}");
+        }
+    }
 }
 
 #[test]
