@@ -23,6 +23,7 @@ use std::fs::File;
 use std::io::{self, PipeReader, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
+use std::sync::LazyLock;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc::{self, c_long, c_ulong, timespec};
@@ -32,22 +33,24 @@ const REQUESTS: u32 = 64;
 /// Those that are taken note of together.
 const DONE: usize = 256;
 
+/// What all devices of this process raise events with: to give such a context back takes the kernel tens of
+/// milliseconds, so it is made once.
+static CONTEXT: LazyLock<Option<Context>> = LazyLock::new(|| {
+    Context::new()
+        .inspect_err(|error| {
+            tracing::info!("no asynchronous I/O here ({error}): a VMM that means harm can stop this device");
+        })
+        .ok()
+});
+
 /// Raises events.
 #[derive(Debug)]
-pub(super) struct Signaller(Option<Context>);
+pub(super) struct Signaller(Option<&'static Context>);
 
 impl Signaller {
     /// One that never waits, or where the host does not have that one that should not.
     pub(super) fn new() -> Self {
-        Signaller(
-            Context::new()
-                .inspect_err(|error| {
-                    tracing::info!(
-                        "no asynchronous I/O here ({error}): a VMM that means harm can stop this device"
-                    );
-                })
-                .ok(),
-        )
+        Signaller(CONTEXT.as_ref())
     }
 
     /// Whether this is something that can be raised.
@@ -162,13 +165,6 @@ impl Context {
                 ptr::from_ref(&at_once),
             )
         };
-    }
-}
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        // SAFETY: the number is this context's, and nobody uses it after this.
-        unsafe { libc::syscall(libc::SYS_io_destroy, self.id) };
     }
 }
 

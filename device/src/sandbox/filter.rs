@@ -40,7 +40,6 @@ const ANY: &[c_long] = &[
     // Interrupts, which must not wait for the VMM.
     libc::SYS_io_submit,
     libc::SYS_io_getevents,
-    libc::SYS_io_destroy,
     // Memory: the guest's, and the allocator's.
     libc::SYS_munmap,
     libc::SYS_mremap,
