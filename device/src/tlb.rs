@@ -252,7 +252,7 @@ impl Hit<'_> {
 }
 
 /// Where an entry is, for those who look again soon. It means something as long as the view in which it was found.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Slot {
     set: u32,
     way: u32,
