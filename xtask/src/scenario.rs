@@ -12,6 +12,9 @@ pub(crate) struct Scenario {
     pub(crate) shows: &'static str,
     /// Devices it has unless `--devices` says otherwise; it can't do with fewer.
     pub(crate) devices: u32,
+    /// Nodes that memory and CPUs are spread over. With more than one, half of the memory is movable, so that
+    /// blocks of it can be taken offline.
+    pub(crate) nodes: u32,
     /// Engines of each device, unless `--engines` says otherwise.
     pub(crate) engines: u16,
     /// Nanoseconds between the read and the write of an atomic, unless `--rmw-delay` says otherwise.
@@ -53,6 +56,7 @@ const ROW: Scenario = Scenario {
     workload: None,
     shows: "",
     devices: 1,
+    nodes: 1,
     // Two, also on a small host: what engines do to each other is to be seen.
     engines: 2,
     rmw_delay: None,

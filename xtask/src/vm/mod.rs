@@ -126,6 +126,7 @@ impl Machine {
             accel: self.accel,
             cpus: self.cpus,
             memory: self.memory,
+            nodes: plan.scenario.nodes,
             kernel: &image,
             command_line: &command_line,
             devices: &names,
@@ -194,6 +195,9 @@ impl Machine {
             self.cpus,
             plan.devices
         ));
+        if plan.scenario.nodes > 1 {
+            line.push_str(&format!(" movablecore={}M", self.memory >> 21));
+        }
         if !plan.scenario.module.is_empty() {
             line.push_str(&format!(" svmx_init.module={}", plan.scenario.module));
         }

@@ -16,6 +16,9 @@ use tokio::process::Command;
 /// The guest's virtual CPUs can't be fewer for the atomics of TCG to be atomic.
 const LEAST_CPUS: u32 = 2;
 
+/// What the guest's kernel takes offline at once, in MiB.
+const BLOCK_MIB: u64 = 128;
+
 /// Name of the initramfs.
 pub(crate) const INITRAMFS: &str = "initramfs";
 
@@ -34,6 +37,8 @@ pub(crate) struct Guest<'a> {
     pub(crate) accel: Accel,
     pub(crate) cpus: u32,
     pub(crate) memory: u64,
+    /// NUMA nodes: each has a part of the memory, in a memfd of its own, and of the CPUs.
+    pub(crate) nodes: u32,
     pub(crate) kernel: &'a Path,
     pub(crate) command_line: &'a str,
     /// The names of the devices' sockets.
@@ -121,10 +126,7 @@ fn arguments(guest: &Guest<'_>, places: &Places) -> Vec<OsString> {
     arguments.add(["-action", "panic=exit-failure"]);
     arguments.add(["-readconfig".into(), places.config.join("machine.cfg").into_os_string()]);
     arguments.add(guest.accel.qemu_arguments());
-    arguments.add(["-smp".to_owned(), format!("{},maxcpus={}", guest.cpus, guest.cpus.max(LEAST_CPUS))]);
-    let mebibytes = guest.memory >> 20;
-    arguments.add(["-m".to_owned(), format!("{mebibytes}M")]);
-    arguments.add(["-object".to_owned(), format!("memory-backend-memfd,id=mem,size={mebibytes}M,share=on")]);
+    arguments.memory_and_cpus(guest);
 
     arguments.add(["-bios", "qboot.rom"]);
     arguments.add([OsStr::new("-kernel"), places.kernel.as_ref()]);
@@ -170,6 +172,37 @@ impl Arguments {
         self.0.extend(arguments.into_iter().map(Into::into));
     }
 
+    /// One object holds all memory, or each node has its own.
+    fn memory_and_cpus(&mut self, guest: &Guest<'_>) {
+        let most_cpus = guest.cpus.max(LEAST_CPUS);
+        // CPUs of one socket share a cache, and the guest's kernel does not believe that of CPUs in several nodes.
+        let sockets = if guest.nodes > 1 { format!(",sockets={most_cpus}") } else { String::new() };
+        self.add(["-smp".to_owned(), format!("{},maxcpus={most_cpus}{sockets}", guest.cpus)]);
+        let mebibytes = guest.memory >> 20;
+        self.add(["-m".to_owned(), format!("{mebibytes}M")]);
+        let mut memfd = |id: &str, mebibytes: u64| {
+            let object = format!("memory-backend-memfd,id={id},size={mebibytes}M,share=on");
+            self.add(["-object".to_owned(), object]);
+        };
+        if guest.nodes == 1 {
+            memfd("mem", mebibytes);
+            return self.add(["-machine", "memory-backend=mem"]);
+        }
+        let nodes = guest.nodes;
+        for node in 0..nodes {
+            // Whole blocks of 128 MiB, as the guest's kernel counts them; the last node has the rest.
+            let share = mebibytes / u64::from(nodes) / BLOCK_MIB * BLOCK_MIB;
+            let rest = mebibytes - share * u64::from(nodes - 1);
+            memfd(&format!("mem{node}"), if node + 1 == nodes { rest } else { share });
+        }
+        for node in 0..nodes {
+            // QEMU wants to know the node of each CPU that there may be.
+            let cpus: String =
+                (node..most_cpus).step_by(nodes as usize).map(|cpu| format!(",cpus={cpu}")).collect();
+            self.add(["-numa".to_owned(), format!("node,nodeid={node},memdev=mem{node}{cpus}")]);
+        }
+    }
+
     fn chardev(&mut self, kind: &str, path: &Path, more: &str) {
         self.add([OsString::from("-chardev"), option(&format!("{kind},path="), path, more)]);
     }
@@ -185,11 +218,16 @@ mod tests {
     use super::*;
 
     fn line(cpus: u32, devices: &[&str]) -> String {
+        line_of(cpus, 1, devices)
+    }
+
+    fn line_of(cpus: u32, nodes: u32, devices: &[&str]) -> String {
         let devices: Vec<String> = devices.iter().map(|&name| name.to_owned()).collect();
         let guest = Guest {
             accel: Accel::Tcg,
             cpus,
             memory: 1 << 30,
+            nodes,
             kernel: Path::new("/k/vmlinux"),
             command_line: "console=ttyS0",
             devices: &devices,
@@ -216,6 +254,23 @@ mod tests {
         let line = line(2, &["a", "b"]);
         assert!(line.contains("id=port0,") && line.contains("id=port1,"));
         assert!(line.contains(r#""bus":"port1""#) && line.contains(r#""path":"/s/b""#));
+    }
+
+    #[test]
+    fn one_node_has_all_memory_in_one_file() {
+        let line = line(2, &[]);
+        assert!(line.contains("-object memory-backend-memfd,id=mem,size=1024M,share=on"));
+        assert!(line.contains("-machine memory-backend=mem") && !line.contains("-numa"));
+    }
+
+    #[test]
+    fn each_node_has_a_file_and_every_cpu_has_a_node() {
+        let line = line_of(3, 2, &[]);
+        assert!(line.contains("-smp 3,maxcpus=3,sockets=3"), "{line}");
+        assert_eq!(line.matches("size=512M,share=on").count(), 2);
+        assert!(line.contains("nodeid=0,memdev=mem0,cpus=0,cpus=2"), "{line}");
+        assert!(line.contains("nodeid=1,memdev=mem1,cpus=1"), "{line}");
+        assert!(!line.contains("memory-backend=mem"), "memory of nodes excludes memory of the machine");
     }
 
     #[test]
