@@ -40,6 +40,7 @@ pub(crate) fn plan(options: &RunOptions, scenario: &'static Scenario) -> Plan {
         instruments: Instruments::new(&options.vm, scenario),
         // A hasher of the standard library is seeded at random.
         seed: options.seed.unwrap_or_else(|| RandomState::new().hash_one(scenario.name) >> 1),
+        only: options.only.clone(),
         timeout: Some(Duration::from_secs(options.timeout.unwrap_or(own))),
     }
 }

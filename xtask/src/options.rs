@@ -72,6 +72,9 @@ pub(crate) struct RunOptions {
     /// Seeds what is random in the guest, and chaos in the devices [default: a new one each time]
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
+    /// Keeps to the parts of a scenario whose names contain this, where it has such: cells of events
+    #[arg(long, value_name = "TEXT", value_parser = word)]
+    pub(crate) only: Option<String>,
     /// Writes the results to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
@@ -80,6 +83,15 @@ pub(crate) struct RunOptions {
 /// Less than this, and the guest's own workloads don't fit.
 const LEAST_MEMORY: u64 = 256 << 20;
 const MOST_MEMORY: u64 = 1 << 40;
+
+/// What can stand in the guest's command line.
+fn word(text: &str) -> Result<String, String> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_".contains(&byte);
+    match text.bytes().all(good) && !text.is_empty() {
+        true => Ok(text.to_owned()),
+        false => Err("expected letters, digits, and / - _ only".to_owned()),
+    }
+}
 
 fn memory(text: &str) -> Result<u64, String> {
     let bad = || "expected a number with a suffix M or G, such as 512M or 2G".to_owned();
@@ -98,6 +110,14 @@ fn memory(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words() {
+        assert_eq!(word("fork/page"), Ok("fork/page".to_owned()));
+        for bad in ["", "a b", "a\nb", "a=b", "é"] {
+            assert!(word(bad).is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn memory_sizes() {

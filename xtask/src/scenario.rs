@@ -77,7 +77,7 @@ const ROW: Scenario = Scenario {
 const UNWATCHED: Scenario = Scenario { watched: false, ..ROW };
 
 /// All scenarios, in the order in which they run.
-pub(crate) const SCENARIOS: [Scenario; 19] = [
+pub(crate) const SCENARIOS: [Scenario; 20] = [
     Scenario {
         name: "counter",
         shows: "CPU threads and the device on the same counters: the sum is exact",
@@ -150,6 +150,12 @@ pub(crate) const SCENARIOS: [Scenario; 19] = [
         workload: Some("discard"),
         shows: "the same with nobody looking on",
         ..UNWATCHED
+    },
+    Scenario {
+        name: "events",
+        shows: "each event of the memory management, whatever the device holds: CPU and device see what they should",
+        timeout: 300,
+        ..ROW
     },
     Scenario {
         name: "reload",

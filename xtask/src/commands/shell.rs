@@ -22,6 +22,7 @@ pub(crate) async fn run(options: VmOptions) -> Result<()> {
         rmw_delay: options.rmw_delay,
         instruments: Instruments::new(&options, &scenario::SHELL),
         seed: 0,
+        only: None,
         timeout: None,
     };
     progress.say("`exit` powers the guest off; Ctrl-] ends it from here");

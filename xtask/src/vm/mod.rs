@@ -63,6 +63,8 @@ pub(crate) struct Plan {
     pub(crate) rmw_delay: Option<u64>,
     pub(crate) instruments: Instruments,
     pub(crate) seed: u64,
+    /// Parts of the scenario to keep to.
+    pub(crate) only: Option<String>,
     /// `None`: no limit, somebody sits at the console.
     pub(crate) timeout: Option<Duration>,
 }
@@ -200,6 +202,9 @@ impl Machine {
         }
         if !plan.scenario.module.is_empty() {
             line.push_str(&format!(" svmx_init.module={}", plan.scenario.module));
+        }
+        if let Some(only) = &plan.only {
+            line.push_str(&format!(" svmx_init.only={only}"));
         }
         if let Some(timeout) = plan.timeout {
             line.push_str(&format!(" svmx_init.limit={}", guest_limit(timeout).as_secs()));

@@ -19,6 +19,8 @@ pub(crate) struct Options {
     pub(crate) devices: u32,
     /// `module`: its parameters, separated by commas.
     pub(crate) module: String,
+    /// `only`: parts of the scenario to which it keeps, by name.
+    pub(crate) only: String,
     /// `limit`: seconds that the workload may take.
     pub(crate) limit: Duration,
     /// `duration`: seconds that a scenario without an end of its own should take.
@@ -37,6 +39,7 @@ impl Options {
             cpus: 2,
             devices: 1,
             module: String::new(),
+            only: String::new(),
             limit: Duration::from_secs(240),
             duration: None,
         };
@@ -48,6 +51,7 @@ impl Options {
                 "cpus" => options.cpus = number(key, value)?,
                 "devices" => options.devices = number(key, value)?,
                 "module" => options.module = value.into(),
+                "only" => options.only = value.into(),
                 "limit" => options.limit = Duration::from_secs(number(key, value)?),
                 "duration" => options.duration = Some(number(key, value)?),
                 _ => bail!("unknown option svmx_init.{word}"),

@@ -33,7 +33,7 @@ pub(crate) fn run(options: &Options) -> Result<Ending> {
         "--limit",
         &options.limit.as_secs().to_string(),
     ]);
-    command.args(["--module", &options.module]);
+    command.args(["--module", &options.module, "--only", &options.only]);
     if let Some(seconds) = options.duration {
         command.args(["--duration", &seconds.to_string()]);
     }

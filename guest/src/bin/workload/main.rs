@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! The workloads: `workload SCENARIO [--seed N] [--cpus N] [--devices N] [--limit S] [--duration S]
-//! [--module PARAMETERS]`, or `workload --list`. Run by the init, or by hand in the guest's shell.
+//! [--module PARAMETERS] [--only TEXT]`, or `workload --list`. Run by the init, or by hand in the guest's shell.
 
 mod area;
 mod atomics;
@@ -11,6 +11,7 @@ mod device_dies;
 mod device_silent;
 mod device_stops;
 mod discard;
+mod events;
 mod exit_while_busy;
 mod garbage;
 mod link;
@@ -86,6 +87,7 @@ fn parse(arguments: &[String]) -> Result<(&str, Run)> {
             "--limit" => run.limit = Duration::from_secs(number()?),
             "--duration" => run.duration = Some(Duration::from_secs(number()?)),
             "--module" => run.module = value.clone(),
+            "--only" => run.only = value.clone(),
             _ => bail!("unknown option {key}"),
         }
     }

@@ -4,8 +4,8 @@
 
 use crate::link;
 use crate::{
-    atomics, counter, device_dies, device_silent, device_stops, discard, exit_while_busy, garbage, litmus,
-    reload, two_devices, two_processes,
+    atomics, counter, device_dies, device_silent, device_stops, discard, events, exit_while_busy, garbage,
+    litmus, reload, two_devices, two_processes,
 };
 use anyhow::Result;
 use std::process::ExitCode;
@@ -28,12 +28,22 @@ pub(crate) struct Run {
     pub(crate) duration: Option<Duration>,
     /// Parameters of the driver, for the scenario that loads it.
     pub(crate) module: String,
+    /// Only the parts whose names contain this, in scenarios that have such.
+    pub(crate) only: String,
 }
 
 impl Default for Run {
     fn default() -> Self {
         let limit = Duration::from_secs(240);
-        Run { seed: 1, cpus: 2, devices: 1, limit, duration: None, module: String::new() }
+        Run {
+            seed: 1,
+            cpus: 2,
+            devices: 1,
+            limit,
+            duration: None,
+            module: String::new(),
+            only: String::new(),
+        }
     }
 }
 
@@ -124,6 +134,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: discard::run,
     },
     Scenario {
+        name: "events",
+        shows: "whatever the memory management does to memory that the device holds, both see what they should",
+        run: events::run,
+    },
+    Scenario {
         name: "garbage",
         shows: "garbage in rings, doorbells and ioctl arguments harms nobody but its writer",
         run: garbage::run,
@@ -160,6 +175,7 @@ const CHILDREN: &[(&str, Child)] = &[
     ("two-processes", two_processes::child),
     ("busy", exit_while_busy::child),
     ("garbage", garbage::child),
+    ("events", events::child),
     ("after-exec", exit_while_busy::after_exec),
 ];
 

@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A cell: brings the pages into a state, lets the event happen, and checks what CPU and device find
+//! afterwards, and what became of the device's entries. Runs in a process of its own.
+#![expect(unsafe_code, reason = "submits entries that name a cell's memory")]
+
+use super::hammer::{Record, Worker};
+use super::scene::{self, Origin, Scene, increment, load, word};
+use super::table::{Fate, Memory, Name, State};
+use crate::area::{PAGE, RawQueue, scalar};
+use crate::random::Random;
+use anyhow::{Context, Result, bail, ensure};
+use nix::libc;
+use std::collections::BTreeMap;
+use svmx::abi::queue::{Opcode, WidthLog2};
+use svmx::abi::status::Status;
+use svmx::abi::uapi::Stats;
+use svmx::{Completion, Device, QueueSize};
+
+/// A cell in its process.
+pub(crate) struct Cell {
+    pub(crate) name: Name,
+    pub(crate) device: Device,
+    queue: RawQueue,
+    pub(crate) scene: Scene,
+    pub(crate) random: Random,
+    hammer: Option<Worker>,
+    cpu: Option<Worker>,
+    /// The context's numbers before the event, and when it was over.
+    before: Option<Box<Stats>>,
+    after: Option<Box<Stats>>,
+    /// What somebody else saw of the counters.
+    seen: Vec<u64>,
+    /// What is counted over all cells.
+    counts: BTreeMap<&'static str, u64>,
+}
+
+impl Cell {
+    /// Brings the pages into their state, lets the event happen, and checks everything. Returns what was counted.
+    pub(crate) fn run(name: Name, seed: u64) -> Result<BTreeMap<&'static str, u64>> {
+        let mut cell = Cell::prepare(name, seed).context("preparing the state")?;
+        (name.event.run)(&mut cell).context("in the event")?;
+        cell.done()?;
+        let hammered = cell.settle().context("after the event")?;
+        cell.check_fate(hammered.as_ref()).context("what the device had")?;
+        cell.check_memory(name.event.memory).context("the memory afterwards")?;
+        Ok(cell.counts)
+    }
+
+    fn prepare(name: Name, seed: u64) -> Result<Self> {
+        let mut random = Random::new(seed);
+        let device = Device::open_nth(0)?;
+        // SAFETY: its entries name the cell's memory only, which is no Rust object.
+        let queue = unsafe { RawQueue::new(device.create_queue(QueueSize::default())?) };
+        let scene = Scene::new(name.shape, &mut random)?;
+        let mut cell = Cell {
+            name,
+            device,
+            queue,
+            scene,
+            random,
+            hammer: None,
+            cpu: None,
+            before: None,
+            after: None,
+            seen: Vec::new(),
+            counts: BTreeMap::new(),
+        };
+        for page in 0..cell.scene.pages.len() {
+            cell.give(page)?;
+        }
+        if name.state.is_hammered() {
+            cell.start_workers()?;
+        }
+        cell.before = Some(cell.device.stats()?);
+        Ok(cell)
+    }
+
+    /// Lets the device have a page in the way of the state.
+    fn give(&mut self, page: usize) -> Result<()> {
+        let (addr, counter) = (self.scene.pages[page].addr, self.scene.pages[page].counter(Origin::Own));
+        match self.name.state {
+            State::Untouched => {}
+            State::Readable => self.reads(addr + word::COUNTER, counter)?,
+            State::Writable => {
+                let value = self.random.next();
+                self.writes(addr + word::DEVICE, value)?;
+                self.scene.pages[page].device = value;
+            }
+            State::Held | State::Hammered | State::Contended => self.adds(page, addr, Origin::Own)?,
+            State::Coherent => bail!("not there yet"),
+        }
+        Ok(())
+    }
+
+    fn start_workers(&mut self) -> Result<()> {
+        let contended = self.name.state == State::Contended;
+        let hammer = Worker::device(&self.device, &self.scene, !contended)?;
+        hammer.progress()?;
+        if contended {
+            let event = self.name.event;
+            let cpu = Worker::cpu(&self.scene, event.memory.stops().is_some() || event.between.is_some())?;
+            cpu.progress()?;
+            self.cpu = Some(cpu);
+        }
+        hammer.progress()?;
+        self.hammer = Some(hammer);
+        Ok(())
+    }
+
+    /// The event is over: what an event's function does after this, such as looking at what it did, counts no more.
+    pub(crate) fn done(&mut self) -> Result<()> {
+        if self.after.is_none() {
+            self.after = Some(self.device.stats()?);
+        }
+        Ok(())
+    }
+
+    /// One more of something that is counted over all cells.
+    pub(crate) fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
+    /// What each page's counter has reached at least.
+    pub(crate) fn least(&self) -> Vec<u64> {
+        let workers = [&self.hammer, &self.cpu];
+        let done: u64 = workers.into_iter().flatten().map(Worker::additions_at_least).sum();
+        self.scene.pages.iter().map(|page| page.counter(Origin::Own) + done).collect()
+    }
+
+    /// Somebody saw each page's counter so, after it had reached `least`: exact if nobody was at work.
+    pub(crate) fn was_at(&mut self, least: Vec<u64>, seen: Vec<u64>) -> Result<()> {
+        let good = match self.name.state.is_hammered() {
+            true => least.iter().zip(&seen).all(|(least, seen)| least <= seen),
+            false => least == seen,
+        };
+        ensure!(good, "expected {least:x?}, found {seen:x?}");
+        self.seen = seen;
+        Ok(())
+    }
+
+    /// The device uses the pages once more: those that are at work do it anyhow.
+    pub(crate) fn goes_on(&mut self) -> Result<()> {
+        match &self.hammer {
+            Some(hammer) => hammer.progress(),
+            None => (0..self.scene.pages.len())
+                .try_for_each(|page| self.holds(page, self.scene.pages[page].addr, Origin::Own)),
+        }
+    }
+
+    /// Waits until the device is seen to go on, or to have been stopped; ends the workers and takes over their books.
+    fn settle(&mut self) -> Result<Option<Record>> {
+        let Some(hammer) = self.hammer.take() else { return Ok(None) };
+        let stops = self.name.event.memory.stops();
+        match stops {
+            Some(_) => hammer.end()?,
+            None => hammer.progress()?,
+        }
+        if let Some(cpu) = self.cpu.take() {
+            cpu.progress()?;
+            self.take_over(&cpu.stop().context("the CPU thread")?);
+        }
+        let record = hammer.stop().context("the device's commands")?;
+        match (record.ended, stops) {
+            (Some((status, addr)), Some(expected)) if status == expected => self.must_be_inside(addr)?,
+            (Some((status, addr)), None) if Some(status) == self.name.event.between => {
+                self.count("met_between");
+                self.must_be_inside(addr)?;
+            }
+            (None, None) => {}
+            (found, expected) => {
+                let found = found.map(|(status, addr)| (status.name(), addr));
+                bail!("expected the end {:?}, found {found:x?}", expected.map(|status| status.name()));
+            }
+        }
+        self.take_over(&record);
+        let pages = self.scene.pages.iter().zip(&self.seen);
+        for (page, seen) in pages {
+            let reached = page.counter(Origin::Own);
+            ensure!(*seen <= reached, "somebody saw {seen:#x}, but {reached:#x} is all that was reached");
+        }
+        Ok(Some(record))
+    }
+
+    fn take_over(&mut self, record: &Record) {
+        for (page, additions) in self.scene.pages.iter_mut().zip(&record.additions) {
+            page.additions.iter_mut().zip(additions).for_each(|(sum, more)| *sum += more);
+        }
+    }
+
+    fn must_be_inside(&self, addr: u64) -> Result<()> {
+        let inside = self.scene.pages.iter().any(|page| (page.addr..page.addr + PAGE).contains(&addr));
+        ensure!(inside, "a command ended at {addr:#x}, which is in none of the pages");
+        Ok(())
+    }
+
+    /// What became of the device's entries, by the driver's own count.
+    fn check_fate(&mut self, hammered: Option<&Record>) -> Result<()> {
+        let (Some(before), Some(after)) = (&self.before, &self.after) else { bail!("nobody counted") };
+        let revoked = after.revocations - before.revocations;
+        let invalidated = after.invalidations - before.invalidations;
+        let pages = self.scene.pages.len() as u64;
+        let fate = self.name.event.fates.of(self.name.state);
+        let good = match (self.name.state, fate) {
+            // The CPU thread takes pages as well.
+            (State::Contended, _) => after.revocations <= after.grants,
+            // The device gets each page back, and a second part of the event may take it again.
+            (State::Hammered, Some(Fate::Taken)) => revoked >= pages,
+            (State::Hammered, _) => revoked == 0,
+            (State::Held, Some(Fate::Taken)) => revoked == pages,
+            (State::Readable | State::Writable | State::Coherent, Some(Fate::Taken)) => {
+                revoked == 0 && invalidated > 0
+            }
+            _ => revoked == 0 && invalidated == 0,
+        };
+        ensure!(
+            good,
+            "expected {fate:?} for {pages} pages, found {revoked} revocations and {invalidated} invalidations"
+        );
+        if fate == Some(Fate::Stays) && hammered.is_none() {
+            self.check_stays()?;
+        }
+        Ok(())
+    }
+
+    /// Further accesses of the same kind need no fault.
+    fn check_stays(&mut self) -> Result<()> {
+        let before = self.device.stats()?.faults;
+        (0..self.scene.pages.len()).try_for_each(|page| self.give(page))?;
+        let faults = self.device.stats()?.faults - before;
+        ensure!(faults == 0, "expected entries that stay, found {faults} faults at the next access");
+        Ok(())
+    }
+
+    fn check_memory(&mut self, memory: Memory) -> Result<()> {
+        for page in 0..self.scene.pages.len() {
+            let addr = self.scene.pages[page].addr;
+            match memory {
+                Memory::Kept => self.holds(page, addr, Origin::Own),
+                Memory::Gone => {
+                    ensure!(!scene::is_mapped(addr), "page {page} is still there");
+                    self.refuses(addr, [Status::FAULT; 3])
+                }
+                Memory::NoAccess => self.refuses(addr, [Status::PERMISSION; 3]),
+            }
+            .with_context(|| format!("page {page}"))?;
+        }
+        match memory {
+            Memory::Gone => self.check_fresh(),
+            Memory::NoAccess => {
+                scene::protect(self.scene.base, self.scene.len, libc::PROT_READ | libc::PROT_WRITE)?;
+                self.check_memory(Memory::Kept).context("accessible again")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What is mapped next at the old addresses, perhaps of the very pages that were freed, has its own content.
+    fn check_fresh(&mut self) -> Result<()> {
+        scene::map(self.scene.base, self.scene.len)?;
+        for page in 0..self.scene.pages.len() {
+            self.scene.pages[page].additions[Origin::Fresh as usize] = 0;
+            self.holds(page, self.scene.pages[page].addr, Origin::Fresh).context("mapped afterwards")?;
+        }
+        Ok(())
+    }
+
+    /// The page at `addr` is that page of that memory, to device and CPU, with every addition; and both can
+    /// go on. The device comes first: what it finds by an entry that should be gone would not be found by
+    /// the CPU.
+    pub(crate) fn holds(&mut self, page: usize, addr: u64, origin: Origin) -> Result<()> {
+        let counter = addr + word::COUNTER;
+        self.reads(counter, self.scene.pages[page].counter(origin))?;
+        self.adds(page, addr, origin)?;
+        let expected = self.scene.pages[page].counter(origin);
+        let found = load(counter);
+        ensure!(found == expected, "the CPU expected {expected:#x}, found {found:#x}");
+        let found = load(addr + word::PATTERN);
+        let expected = self.scene.pages[page].pattern(origin);
+        ensure!(found == expected, "the CPU expected the pattern {expected:#x}, found {found:#x}");
+        let found = load(addr + word::DEVICE);
+        let expected = if origin == Origin::Own { self.scene.pages[page].device } else { 0 };
+        ensure!(found == expected, "the CPU expected the device's {expected:#x}, found {found:#x}");
+        let (found, expected) = (increment(counter), self.scene.pages[page].counter(origin));
+        ensure!(found == expected, "the CPU's addition expected {expected:#x}, found {found:#x}");
+        self.scene.pages[page].additions[origin as usize] += 1;
+        self.adds(page, addr, origin)?;
+        let value = self.random.next();
+        let old = load(addr + word::OTHER);
+        self.writes(addr + word::OTHER, value)?;
+        let found = load(addr + word::OTHER);
+        ensure!(found == value, "the CPU expected the device's {value:#x}, found {found:#x}");
+        self.writes(addr + word::OTHER, old)
+    }
+
+    /// READ, WRITE and FETCH_ADD at `addr` end so, and do nothing.
+    pub(crate) fn refuses(&mut self, addr: u64, expected: [Status; 3]) -> Result<()> {
+        for (opcode, expected) in [Opcode::READ, Opcode::WRITE, Opcode::FETCH_ADD].into_iter().zip(expected) {
+            let found = self.command(opcode, addr, 0)?;
+            let good = found.status.0 == expected && found.applied == 0 && found.fault_addr == addr;
+            ensure!(good, "expected {:?} for {opcode:?} at {addr:#x}, found {found:x?}", expected.name());
+        }
+        Ok(())
+    }
+
+    /// The device reads `expected`.
+    pub(crate) fn reads(&mut self, addr: u64, expected: u64) -> Result<()> {
+        let found = self.command(Opcode::READ, addr, 0)?;
+        let good = found.status.is_success() && found.result == expected.into();
+        ensure!(good, "the device's READ expected {expected:#x}, found {found:x?}");
+        Ok(())
+    }
+
+    /// The device writes.
+    pub(crate) fn writes(&mut self, addr: u64, value: u64) -> Result<()> {
+        let found = self.command(Opcode::WRITE, addr, value)?;
+        ensure!(found.status.is_success(), "the device's WRITE found {found:x?}");
+        Ok(())
+    }
+
+    /// The device adds 1 to the page at `addr`, which is that page of that memory.
+    pub(crate) fn adds(&mut self, page: usize, addr: u64, origin: Origin) -> Result<()> {
+        let expected = self.scene.pages[page].counter(origin);
+        let found = self.command(Opcode::FETCH_ADD, addr + word::COUNTER, 1)?;
+        let good = found.status.is_success() && found.result == expected.into() && found.applied == 1;
+        ensure!(good, "the device's FETCH_ADD expected {expected:#x}, found {found:x?}");
+        self.scene.pages[page].additions[origin as usize] += 1;
+        Ok(())
+    }
+
+    /// A scalar command on 64 bits.
+    pub(crate) fn command(&mut self, opcode: Opcode, addr: u64, operand: u64) -> Result<Completion> {
+        self.queue.execute(&scalar(opcode, WidthLog2::W64, addr, operand))
+    }
+}

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The matrix *event × shape × state*: what its rows and columns are, and every cell's name. The rows
+//! themselves are in the files that have their functions; docs/events.md shows the whole of it.
+
+use super::cell::Cell;
+use super::{mapping, process, touch};
+use anyhow::Result;
+use std::fmt;
+use svmx::abi::status::Status;
+
+/// All rows, by the files that they are in.
+pub(crate) const GROUPS: &[&[Event]] = &[touch::EVENTS, process::EVENTS, mapping::EVENTS];
+
+/// Cells of the whole matrix, so that none vanishes unnoticed.
+pub(crate) const CELLS: usize = 105;
+
+/// Every row.
+pub(crate) fn events() -> impl Iterator<Item = &'static Event> {
+    GROUPS.iter().copied().flatten()
+}
+
+/// Something that the memory management does to a process's memory: a row.
+pub(crate) struct Event {
+    pub(crate) name: &'static str,
+    /// The function of the kernel that does it, and what it tells notifiers.
+    pub(crate) kernel: &'static str,
+    /// Memory of which shapes it is tried on.
+    pub(crate) shapes: &'static [Shape],
+    /// What is there afterwards.
+    pub(crate) memory: Memory,
+    /// What becomes of what the device holds.
+    pub(crate) fates: Fates,
+    /// How a command that runs during the event may end as well, because it met a moment in between.
+    pub(crate) between: Option<Status>,
+    /// States that it can't be tried in, and why.
+    pub(crate) absent: &'static [(State, &'static str)],
+    /// Does it, and checks what only this event has. The rest is checked by whoever calls.
+    pub(crate) run: fn(&mut Cell) -> Result<()>,
+}
+
+impl Event {
+    /// What a row is unless it says otherwise.
+    pub(crate) const ROW: Event = Event {
+        name: "",
+        kernel: "",
+        shapes: Shape::ALL,
+        memory: Memory::Kept,
+        fates: Fates::TAKEN,
+        between: None,
+        absent: &[],
+        run: |_| Ok(()),
+    };
+
+    /// Why there is nothing to try in this state, if so.
+    pub(crate) fn absent(&self, state: State) -> Option<&'static str> {
+        self.absent.iter().find(|(absent, _)| *absent == state).map(|(_, reason)| *reason)
+    }
+}
+
+/// What the device has of the pages when the event comes: a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Nothing.
+    Untouched,
+    /// Entries that allow reading.
+    Readable,
+    /// Entries that allow reading and writing, which the CPU shares.
+    Writable,
+    /// Exclusive access, of which it makes no use at the moment.
+    Held,
+    /// Exclusive access, and it adds to the pages all the time.
+    Hammered,
+    /// The same, and a CPU thread adds to the same words.
+    Contended,
+    /// Entries of the policy *coherent*.
+    Coherent,
+}
+
+impl State {
+    pub(crate) const ALL: [State; 7] = [
+        State::Untouched,
+        State::Readable,
+        State::Writable,
+        State::Held,
+        State::Hammered,
+        State::Contended,
+        State::Coherent,
+    ];
+
+    /// Whether the device is at work during the event.
+    pub(crate) fn is_hammered(self) -> bool {
+        matches!(self, State::Hammered | State::Contended)
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            State::Untouched => "untouched",
+            State::Readable => "readable",
+            State::Writable => "writable",
+            State::Held => "held",
+            State::Hammered => "hammered",
+            State::Contended => "contended",
+            State::Coherent => "coherent",
+        }
+    }
+}
+
+/// What memory the event meets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// A small page.
+    Page,
+    /// Four of them, two on each side of a boundary of 2 MiB.
+    Spans,
+    /// Three that belong to one huge page.
+    Huge,
+}
+
+impl Shape {
+    pub(crate) const ALL: &'static [Shape] = &[Shape::Page, Shape::Spans, Shape::Huge];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Shape::Page => "page",
+            Shape::Spans => "spans",
+            Shape::Huge => "huge",
+        }
+    }
+}
+
+/// What is there afterwards, to CPU and device alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// What was there, with every addition.
+    Kept,
+    /// Nothing: commands end with FAULT. What is mapped there next begins with zeros.
+    Gone,
+    /// What was there, but it can't be reached: commands end with PERMISSION.
+    NoAccess,
+}
+
+impl Memory {
+    /// How a command ends that goes on at the old address.
+    pub(crate) fn stops(self) -> Option<Status> {
+        match self {
+            Memory::Kept => None,
+            Memory::Gone => Some(Status::FAULT),
+            Memory::NoAccess => Some(Status::PERMISSION),
+        }
+    }
+}
+
+/// What becomes of an entry of the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It is revoked, once.
+    Taken,
+    /// It stays, and the next access needs no fault.
+    Stays,
+}
+
+/// The fates of each kind of entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Fates {
+    pub(crate) readable: Fate,
+    pub(crate) writable: Fate,
+    pub(crate) held: Fate,
+}
+
+impl Fates {
+    /// Every entry is taken.
+    pub(crate) const TAKEN: Fates = Fates { readable: Fate::Taken, writable: Fate::Taken, held: Fate::Taken };
+    /// Nothing happens to any.
+    pub(crate) const STAYS: Fates = Fates { readable: Fate::Stays, writable: Fate::Stays, held: Fate::Stays };
+    /// What a CPU does to memory by touching it: only exclusive access ends.
+    pub(crate) const TOUCHED: Fates = Fates { held: Fate::Taken, ..Fates::STAYS };
+
+    /// The one of this state, if the device holds anything in it.
+    pub(crate) fn of(self, state: State) -> Option<Fate> {
+        match state {
+            State::Untouched => None,
+            State::Readable => Some(self.readable),
+            State::Writable | State::Coherent => Some(self.writable),
+            State::Held | State::Hammered | State::Contended => Some(self.held),
+        }
+    }
+}
+
+/// A cell.
+#[derive(Clone, Copy)]
+pub(crate) struct Name {
+    pub(crate) event: &'static Event,
+    pub(crate) shape: Shape,
+    pub(crate) state: State,
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.event.name, self.shape.name(), self.state.name())
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// Every cell, in order.
+pub(crate) fn cells() -> impl Iterator<Item = Name> {
+    events().flat_map(|event| {
+        let states =
+            move |shape: &'static Shape| State::ALL.map(|state| Name { event, shape: *shape, state });
+        event.shapes.iter().flat_map(states)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn the_number_of_cells_is_known_and_names_differ() {
+        let names: HashSet<_> = cells().map(|name| name.to_string()).collect();
+        assert_eq!(names.len(), cells().count());
+        assert_eq!(names.len(), CELLS);
+    }
+
+    #[test]
+    fn rows_are_complete() {
+        for event in events() {
+            assert!(!event.kernel.is_empty() && !event.shapes.is_empty(), "{}", event.name);
+            assert!(event.absent.iter().all(|(_, reason)| !reason.is_empty()), "{}", event.name);
+        }
+    }
+}
