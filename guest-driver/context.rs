@@ -6,12 +6,14 @@ use super::abi::{
     control::{CreateContext, DestroyContext},
     status::Status,
 };
+use super::ahead::Outlooks;
 use super::device::Device;
 use super::faultq::Fault;
 use super::hw::{self, WaitQueue};
 use super::live::{Kind, Live};
 use super::mm::Owner;
 use super::mmap;
+use super::outlook::Outlook;
 use super::queue::Queue;
 use super::space::Space;
 use super::stats::Stats;
@@ -50,13 +52,15 @@ pub(crate) struct Context {
     /// such as a copy from or to the process, happens under it.
     #[pin]
     pub(crate) queues: Mutex<KVec<Arc<Queue>>>,
-    /// `None` once the context has ended. Taken by the work item and by the end only; not by
-    /// notifiers, so that memory is allocated under it.
+    /// `None` once the context has ended. Never taken by notifiers, so that memory is allocated under it.
     #[pin]
     pub(crate) space: Mutex<Option<Space>>,
     /// Faults to serve. Innermost lock, for a push or a pop.
     #[pin]
     faults: SpinLock<KVec<Fault>>,
+    /// Pages that will be needed. Innermost lock, for a look-up or a change.
+    #[pin]
+    pub(crate) outlooks: SpinLock<Outlooks>,
     #[pin]
     work: Work<Context>,
     _live: Live,
@@ -110,6 +114,7 @@ impl Context {
                 queues <- new_mutex!(KVec::new(), "svmx::queues"),
                 space <- new_mutex!(Some(space), "svmx::space"),
                 faults <- new_spinlock!(KVec::new(), "svmx::faults"),
+                outlooks <- new_spinlock!(Outlooks::new(), "svmx::outlooks"),
                 work <- new_work!("svmx::serve"),
                 _live: Live::new(Kind::Context),
             }),
@@ -138,16 +143,24 @@ impl Context {
     /// Makes a queue.
     pub(crate) fn create_queue(&self, sq_log2: u8, cq_log2: u8) -> Result<Arc<Queue>> {
         let queue = Queue::create(&self.device, self.asid, self.completion_index, sq_log2, cq_log2)?;
-        let kept = self.queues.lock().push(queue.clone(), GFP_KERNEL);
+        let kept = self.keep(&queue);
         if let Err(error) = kept {
+            self.outlooks.lock().remove(queue.id());
             queue.destroy();
-            return Err(error.into());
+            return Err(error);
         }
         // Pollers arm the queues that they find: they shall look again.
         if let Ok(completions) = self.completions() {
             completions.wake_all();
         }
         Ok(queue)
+    }
+
+    fn keep(&self, queue: &Arc<Queue>) -> Result {
+        let mut outlook = KBox::<Outlook>::zeroed(GFP_KERNEL)?;
+        outlook.queue = queue.id();
+        self.outlooks.lock().add(outlook)?;
+        Ok(self.queues.lock().push(queue.clone(), GFP_KERNEL)?)
     }
 
     /// The queue with this identifier.
@@ -172,6 +185,8 @@ impl Context {
         // SAFETY: The file is not released: either this is one of its operations, or its release, or
         // the device's unbinding, which the release waits for.
         unsafe { mmap::zap(self.mapping, queue) };
+        // Before its identifier is free.
+        self.outlooks.lock().remove(queue.id());
         queue.destroy();
         if let Ok(completions) = self.completions() {
             completions.wake_all();

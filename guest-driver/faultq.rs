@@ -3,13 +3,16 @@
 //! The fault queue's consumer (spec 7): takes records and hands them to their contexts.
 
 use super::abi::{
-    control::Cancel,
+    control::{Cancel, Replay},
     fault::{AccessKind, FaultHead, FaultRecord},
+    pte::Pte,
     ring,
     status::Status,
 };
 use super::device::{Device, Hw};
 use super::hw::Stopwatch;
+use super::outlook::Hint;
+use super::stats::Stats;
 use kernel::{
     new_spinlock,
     prelude::*,
@@ -50,16 +53,13 @@ impl Device {
     /// Hands every record that is there to its context. Any thread that may sleep may call it.
     pub(crate) fn drain_faults(&self) {
         while let Some(record) = self.next_fault() {
-            let fault = Fault {
-                queue: record.head.queue(),
-                id: record.fault_id,
-                va: record.va,
-                access: record.head.access(),
-                arrived: Stopwatch::start(),
-            };
-            match self.context(record.asid) {
-                Some(context) if !context.is_ending() => context.push_fault(fault),
-                _ => self.cancel(&fault, Status::CANCELLED),
+            let context = self.context(record.asid).filter(|context| !context.is_ending());
+            match (record.head.is_look_ahead(), context) {
+                (true, Some(context)) => context.push_hint(record.head.queue(), hint(&record)),
+                // Nothing waits for it.
+                (true, None) => {}
+                (false, Some(context)) => context.push_fault(fault(&record)),
+                (false, None) => self.cancel(&fault(&record), Status::CANCELLED),
             }
         }
     }
@@ -79,6 +79,18 @@ impl Device {
     pub(crate) fn has_fault(&self) -> bool {
         let head = *self.fault_queue.head.lock();
         self.with_hw(|hw| record_head(hw, head).is_some()).unwrap_or(false)
+    }
+
+    /// Answers faults with `entry`. If it is in the table, the caller holds the lock of its span.
+    pub(crate) fn replay(&self, stats: &Stats, faults: &[Fault], entry: Pte) {
+        for fault in faults {
+            let replay =
+                Replay { queue: fault.queue, fault_id: fault.id, pte: entry.0, ..Default::default() };
+            // A dead device waits for no answer.
+            let _ = self.submit(&[replay.into()]);
+            stats.replays.bump();
+            stats.replay_ns.record(fault.arrived.ns());
+        }
     }
 
     /// Ends the stalled command of a fault.
@@ -102,6 +114,20 @@ impl Device {
         })
         .flatten()
     }
+}
+
+fn fault(record: &FaultRecord) -> Fault {
+    Fault {
+        queue: record.head.queue(),
+        id: record.fault_id,
+        va: record.va,
+        access: record.head.access(),
+        arrived: Stopwatch::start(),
+    }
+}
+
+fn hint(record: &FaultRecord) -> Hint {
+    Hint { fault_id: record.fault_id, pages: record.pages, va: record.va, access: record.head.access() }
 }
 
 /// The first word of the record at `head`, if it is written. The acquire load's partner is the

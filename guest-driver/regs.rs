@@ -7,6 +7,7 @@ use super::abi::{
     regs::{self, Control, DeviceStatus, Version},
 };
 use super::hw::{PciDevice, TrappedBar};
+use super::outlook::MAX_WINDOW;
 use kernel::prelude::*;
 
 /// The register BAR.
@@ -75,6 +76,7 @@ impl Regs {
         self.0.write32(regs::CTL_LOG2, ctl.1.into());
         self.0.write64(regs::FAULT_BASE, faults.0);
         self.0.write32(regs::FAULT_LOG2, faults.1.into());
+        self.0.write32(regs::LOOKAHEAD, MAX_WINDOW as u32);
         self.0.write32(regs::CONTROL, Control::ENABLE.0);
         let status = DeviceStatus(self.0.read32(regs::STATUS));
         if !status.ready() || status.fatal() {

@@ -13,7 +13,7 @@ use kernel::{mm::MmWithUser, prelude::*, rbtree::RBTree, sync::Arc};
 /// can't make the driver keep more than some 40 MiB for it, wherever it maps and unmaps memory.
 const MAX_SPANS: usize = 8192;
 
-/// Page table and spans. Used by the context's work item and, when that has ended, by its end.
+/// Page table and spans. Used by whoever grants pages and, when that has ended, by the context's end.
 pub(crate) struct Space {
     device: Arc<Device>,
     stats: Arc<Stats>,

@@ -6,14 +6,13 @@
 //! page has begun. This is where spec 11 is obeyed.
 
 use super::abi::{
-    control::{ControlEntry, Replay, TlbInvalidate},
+    control::{ControlEntry, TlbInvalidate},
     fault::AccessKind,
     pci,
     pte::{self, Access, Pte},
 };
 use super::control::Ticket;
 use super::device::Device;
-use super::faultq::Fault;
 use super::hw::Stopwatch;
 use super::live::{Kind, Live};
 use super::mm::{self, IntervalNotifier, Mirror};
@@ -39,8 +38,12 @@ pub(crate) struct Shared {
 pub(crate) struct Span {
     leaf: Table,
     base: u64,
+    /// The leaf table is detached.
+    retired: bool,
     /// Valid entries.
     mapped: u32,
+    /// A bit for each entry that was mapped before the device asked for it.
+    ahead: [u64; pte::ENTRIES / 64],
     /// SYNC behind the last TLB_INVALIDATE. Until it is done the device may still use what was
     /// mapped, although the entries are clear: whoever comes later waits for it as well.
     last: Ticket,
@@ -58,7 +61,15 @@ pub(crate) struct Pending {
 impl Span {
     /// A span at `base` with nothing mapped.
     pub(crate) fn new(leaf: Table, base: u64) -> Self {
-        Span { leaf, base, mapped: 0, last: Ticket::default(), _live: Live::new(Kind::Span) }
+        Span {
+            leaf,
+            base,
+            retired: false,
+            mapped: 0,
+            ahead: [0; pte::ENTRIES / 64],
+            last: Ticket::default(),
+            _live: Live::new(Kind::Span),
+        }
     }
 
     /// The entry for `va`, if it allows `access`.
@@ -77,46 +88,66 @@ impl Span {
     /// Whether an entry of `range` is valid.
     fn is_mapped(&self, range: &Range<u64>) -> bool {
         let mut pages = (pci::page_base(range.start)..range.end).step_by(pci::PAGE_SIZE as usize);
-        self.mapped > 0 && pages.any(|va| self.leaf.get(pte::index(va, 0)).valid())
+        self.mapped > 0 && pages.any(|va| self.valid(va).is_some())
     }
 
-    /// Maps the page of the fault and answers the fault with the same entry. The caller holds the
-    /// lock and has checked the sequence.
-    ///
-    /// The REPLAY goes onto the control queue before the lock is released: the TLB_INVALIDATE of
-    /// whoever takes the page away next stands behind it, so that the access is done (spec 8.4).
-    pub(crate) fn map(&mut self, shared: &Shared, fault: &Fault, phys: u64, access: Access) {
-        let entry = Pte::leaf(phys, access);
-        let index = pte::index(fault.va, 0);
+    /// The entry for `va`, if it allows anything.
+    pub(crate) fn valid(&self, va: u64) -> Option<Pte> {
+        Some(self.leaf.get(pte::index(va, 0))).filter(|entry| entry.valid())
+    }
+
+    /// Whether the device's page table does not lead here any more: nothing is to be mapped, and the page's span is
+    /// another one.
+    pub(crate) fn is_retired(&self) -> bool {
+        self.retired
+    }
+
+    /// Maps the page at `va`. The caller holds the lock, has checked that no invalidation came between, and replays what
+    /// waits for the page before it releases the lock.
+    pub(crate) fn map(&mut self, shared: &Shared, va: u64, entry: Pte) {
+        let index = pte::index(va, 0);
         let old = self.leaf.get(index);
         self.leaf.set(index, entry);
+        self.set_ahead(index, false);
         if !old.valid() {
             self.mapped += 1;
         } else if old != entry {
             // The page is the same: any other way to change it clears the entry first. But a store through
             // the old entry is not serialized with atomics through the new one, so the SYNC stands
             // before the REPLAY. The device executes them in order: there is no need to wait here.
-            let va = pci::page_base(fault.va);
+            let va = pci::page_base(va);
             let invalidate = invalidate(shared.asid, va..va + pci::PAGE_SIZE);
             // A dead device needs none.
             if let Ok(ticket) = shared.device.submit_sync(&[invalidate]) {
                 self.last = ticket;
             }
         }
-        self.replay(shared, fault, entry);
     }
 
-    /// Answers a fault with `entry`, which is in the table. The caller holds the lock.
-    pub(crate) fn replay(&self, shared: &Shared, fault: &Fault, entry: Pte) {
-        let replay = Replay { queue: fault.queue, fault_id: fault.id, pte: entry.0, ..Default::default() };
-        // A dead device waits for no answer.
-        let _ = shared.device.submit(&[replay.into()]);
-        shared.stats.replays.bump();
-        shared.stats.replay_ns.record(fault.arrived.ns());
+    /// Maps a page that the device has not asked for yet, unless something is mapped there. The caller holds the lock
+    /// and has checked that no invalidation came between.
+    pub(crate) fn map_ahead(&mut self, shared: &Shared, va: u64, entry: Pte) {
+        let index = pte::index(va, 0);
+        if !self.leaf.get(index).valid() {
+            self.leaf.set(index, entry);
+            self.mapped += 1;
+            self.set_ahead(index, true);
+            shared.stats.ahead.bump();
+        }
+    }
+
+    /// Notes whether the entry at `index` was mapped ahead; returns whether the one before was.
+    fn set_ahead(&mut self, index: usize, ahead: bool) -> bool {
+        let Some(word) = self.ahead.get_mut(index / 64) else { return false };
+        let bit = 1 << (index % 64);
+        let before = *word & bit != 0;
+        *word = if ahead { *word | bit } else { *word & !bit };
+        before
     }
 
     /// Clears everything, and makes the device forget the leaf table too, which was detached before.
     pub(crate) fn retire(&mut self, shared: &Shared) -> Result<Ticket> {
+        self.retired = true;
         let range = self.base..self.base + SPAN;
         self.clear(shared, range.clone());
         let ticket = shared.device.submit_sync(&[invalidate(shared.asid, range)])?;
@@ -136,6 +167,9 @@ impl Span {
             if entry.valid() {
                 self.leaf.set(index, Pte::NONE);
                 self.mapped -= 1;
+                if self.set_ahead(index, false) {
+                    shared.stats.ahead_lost.bump();
+                }
                 if entry.access().write {
                     // Dirty already now, although the device may write until the SYNC: whoever cleans
                     // the page has to unmap or write-protect it first, and waits in the notifier.

@@ -21,7 +21,8 @@ impl Count {
         self.0.add(n, Relaxed);
     }
 
-    fn get(&self) -> u64 {
+    /// What it is now.
+    pub(crate) fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
 }
@@ -56,6 +57,8 @@ pub(crate) struct Stats {
     pub(crate) cancels: Count,
     pub(crate) retries: Count,
     pub(crate) invalidations: Count,
+    pub(crate) ahead: Count,
+    pub(crate) ahead_lost: Count,
     pub(crate) grant_ns: Latency,
     pub(crate) revoke_ns: Latency,
     pub(crate) replay_ns: Latency,
@@ -75,6 +78,8 @@ impl Stats {
         out.cancels = self.cancels.get();
         out.retries = self.retries.get();
         out.invalidations = self.invalidations.get();
+        out.ahead = self.ahead.get();
+        out.ahead_lost = self.ahead_lost.get();
         self.grant_ns.copy_to(&mut out.grant_ns);
         self.revoke_ns.copy_to(&mut out.revoke_ns);
         self.replay_ns.copy_to(&mut out.replay_ns);

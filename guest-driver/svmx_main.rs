@@ -7,6 +7,7 @@
 #[path = "../abi/src/lib.rs"]
 pub mod abi;
 
+mod ahead;
 mod context;
 mod control;
 mod device;
@@ -14,11 +15,13 @@ mod doorbell;
 mod driver;
 mod faultq;
 mod file;
+mod grant;
 mod hw;
 mod ids;
 mod live;
 mod mm;
 mod mmap;
+mod outlook;
 mod pagetable;
 mod queue;
 mod regs;

@@ -60,7 +60,8 @@ impl FaultHead {
 }
 
 /// The kind of access that faulted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
 pub struct AccessKind(pub u8);
 
 impl AccessKind {

@@ -160,10 +160,14 @@ pub struct Stats {
     pub replays: u64,
     /// Out: faults answered with CANCEL.
     pub cancels: u64,
-    /// Out: grants that were started over, because an invalidation came between.
+    /// Out: attempts at a grant that failed because an invalidation came between.
     pub retries: u64,
     /// Out: notifier events that found something mapped.
     pub invalidations: u64,
+    /// Out: pages that were mapped before the device asked for them.
+    pub ahead: u64,
+    /// Out: those of them that were invalidated afterwards, used or not.
+    pub ahead_lost: u64,
     /// Out: time to obtain one page: step 1 to the device PTE.
     pub grant_ns: Histogram,
     /// Out: time of an invalidation: PTE cleared to SYNC seen.
@@ -171,4 +175,4 @@ pub struct Stats {
     /// Out: time from the fault's arrival in the driver to its REPLAY.
     pub replay_ns: Histogram,
 }
-const _: () = assert!(size_of::<Stats>() == 72 + 3 * 8 * hist::BUCKETS);
+const _: () = assert!(size_of::<Stats>() == 88 + 3 * 8 * hist::BUCKETS);

@@ -83,6 +83,8 @@ pub(crate) fn statistics(stats: &Stats, suffix: &str) {
     number("cancels", stats.cancels);
     number("retries", stats.retries);
     number("invalidations", stats.invalidations);
+    number("ahead", stats.ahead);
+    number("ahead_lost", stats.ahead_lost);
     let histograms =
         [("grant_ns", &stats.grant_ns), ("revoke_ns", &stats.revoke_ns), ("replay_ns", &stats.replay_ns)];
     for (name, histogram) in histograms {

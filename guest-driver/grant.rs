@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Granting: one page of the process becomes an entry of the device's page table (spec 11).
+//!
+//! Whoever wants a page comes here, with a fault or without one, on any thread that may sleep. How often to try, and
+//! what to tell the device if it fails, is the caller's.
+
+use super::abi::{
+    fault::AccessKind,
+    pci,
+    pte::{Access, Pte},
+    status::Status,
+};
+use super::context::Context;
+use super::faultq::Fault;
+use super::mm::{fault_page, ExclusivePage};
+use super::span::{Shared, Span, SpanNotifier};
+use kernel::{
+    mm::{virt::flags, MmWithUser},
+    prelude::*,
+    sync::Arc,
+};
+
+/// A page that is to be mapped.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    /// Its first address.
+    pub(crate) page: u64,
+    pub(crate) access: AccessKind,
+    /// What is answered with the entry, in the critical section that writes it.
+    pub(crate) faults: &'a [Fault],
+    /// Nobody has asked for it yet: what is mapped there stays, whatever it allows.
+    pub(crate) ahead: bool,
+}
+
+/// What became of one attempt.
+pub(crate) enum Outcome {
+    /// The page is mapped now.
+    Granted,
+    /// It was mapped before.
+    Present,
+    /// An invalidation came between: start over.
+    Raced,
+}
+
+/// Tries once to map the page, with all that is wanted, and answers the faults that wait for it.
+///
+/// # Errors
+///
+/// The status for a command that needs the page. The faults are not answered.
+pub(crate) fn grant(context: &Context, mm: &MmWithUser, wanted: &Wanted<'_>) -> Result<Outcome, Status> {
+    if wanted.page >= pci::VA_END {
+        return Err(Status::FAULT);
+    }
+    let span = span_of(context, mm, wanted)?;
+    let locked = span.lock();
+    if locked.is_retired() {
+        return Ok(Outcome::Raced);
+    }
+    if let Some(entry) = wanted.present(&locked) {
+        wanted.answer(span.shared(), entry);
+        return Ok(Outcome::Present);
+    }
+    drop(locked);
+    match try_grant(context, &span, mm, wanted) {
+        Ok(true) => Ok(Outcome::Granted),
+        Ok(false) => {
+            context.stats.retries.bump();
+            Ok(Outcome::Raced)
+        }
+        Err(error) => Err(status_of(error, mm, wanted)),
+    }
+}
+
+impl Wanted<'_> {
+    /// The entry that is there, if it is enough.
+    fn present(&self, span: &Span) -> Option<Pte> {
+        match self.ahead {
+            // To change it takes a SYNC, and perhaps the page will not be needed.
+            true => span.valid(self.page),
+            false => span.sufficient(self.page, self.access),
+        }
+    }
+
+    /// Maps the page at `phys`. The span's lock is held, and no invalidation came between.
+    fn map(&self, span: &mut Span, shared: &Shared, phys: u64, access: Access) {
+        let entry = Pte::leaf(phys, access);
+        match self.ahead {
+            true => span.map_ahead(shared, self.page, entry),
+            false => span.map(shared, self.page, entry),
+        }
+        self.answer(shared, entry);
+    }
+
+    /// Answers the faults with `entry`, which is in the table. The span's lock is held: the TLB_INVALIDATE of whoever
+    /// takes the page away next stands behind the REPLAYs, so that the accesses are done before (spec 8.4).
+    fn answer(&self, shared: &Shared, entry: Pte) {
+        shared.device.replay(&shared.stats, self.faults, entry);
+    }
+}
+
+/// The span of the page, which is made for memory only that the process may access.
+fn span_of(context: &Context, mm: &MmWithUser, wanted: &Wanted<'_>) -> Result<Arc<SpanNotifier>, Status> {
+    let mut space = context.space.lock();
+    let space = (*space).as_mut().ok_or(Status::CANCELLED)?;
+    match space.find(wanted.page) {
+        Some(span) => Ok(span),
+        None => {
+            allowed(mm, wanted)?;
+            space.make(mm, context.owner(), wanted.page).map_err(|_| Status::NO_RESOURCES)
+        }
+    }
+}
+
+/// Obtains the page and maps it. `Ok(false)`: an invalidation came between.
+fn try_grant(context: &Context, span: &SpanNotifier, mm: &MmWithUser, wanted: &Wanted<'_>) -> Result<bool> {
+    match wanted.access {
+        AccessKind::ATOMIC if !super::protection_off() => grant_exclusive(context, span, mm, wanted),
+        AccessKind::ATOMIC => grant_shared(context, span, mm, wanted, Access::EXCLUSIVE),
+        AccessKind::WRITE => grant_shared(context, span, mm, wanted, Access::READ_WRITE),
+        _ => grant_shared(context, span, mm, wanted, Access::READ),
+    }
+}
+
+/// Exclusive access: the protocol of spec 11.
+fn grant_exclusive(
+    context: &Context,
+    span: &SpanNotifier,
+    mm: &MmWithUser,
+    wanted: &Wanted<'_>,
+) -> Result<bool> {
+    let attempt = span.attempt(wanted.page..wanted.page + pci::PAGE_SIZE);
+    // From here until `exclusive` is dropped no CPU can get the page back: it waits for the folio.
+    let exclusive = match ExclusivePage::acquire(mm, wanted.page as usize, context.owner()) {
+        Err(error) if is_transient(error) => return Ok(false),
+        result => result?,
+    };
+    let Some(mut locked) = attempt.commit().filter(|span| !span.is_retired()) else { return Ok(false) };
+    wanted.map(&mut locked, span.shared(), exclusive.phys(), Access::EXCLUSIVE);
+    context.stats.grants.bump();
+    drop(locked);
+    drop(exclusive);
+    Ok(true)
+}
+
+/// Shared access: the CPU keeps the page.
+fn grant_shared(
+    context: &Context,
+    span: &SpanNotifier,
+    mm: &MmWithUser,
+    wanted: &Wanted<'_>,
+    access: Access,
+) -> Result<bool> {
+    let attempt = span.attempt(wanted.page..wanted.page + pci::PAGE_SIZE);
+    let phys = match fault_page(&attempt, mm, wanted.page as usize, access.write) {
+        Err(error) if is_transient(error) => return Ok(false),
+        result => result?,
+    };
+    let Some(mut locked) = attempt.commit().filter(|span| !span.is_retired()) else { return Ok(false) };
+    wanted.map(&mut locked, span.shared(), phys, access);
+    context.stats.shared_grants.bump();
+    Ok(true)
+}
+
+fn is_transient(error: Error) -> bool {
+    error == EBUSY || error == EAGAIN
+}
+
+/// Whether the process itself may do this, by its mappings.
+fn allowed(mm: &MmWithUser, wanted: &Wanted<'_>) -> Result<(), Status> {
+    let guard = mm.mmap_read_lock();
+    let vma = guard.vma_lookup(wanted.page as usize).ok_or(Status::FAULT)?;
+    let needed = match wanted.access {
+        AccessKind::READ => flags::READ,
+        AccessKind::WRITE | AccessKind::ATOMIC => flags::READ | flags::WRITE,
+        _ => return Err(Status::CANCELLED),
+    };
+    // A shadow stack is writable memory to the kernel, but not to the process.
+    // SAFETY: A constant.
+    let shadow_stack = vma.flags() & unsafe { super::sys::svmx_vm_shadow_stack() } != 0;
+    if vma.flags() & needed != needed || (shadow_stack && wanted.access != AccessKind::READ) {
+        return Err(Status::PERMISSION);
+    }
+    let never_exclusive = flags::SHARED | flags::HUGETLB | flags::IO | flags::PFNMAP | flags::MIXEDMAP;
+    if wanted.access == AccessKind::ATOMIC && vma.flags() & never_exclusive != 0 {
+        return Err(Status::NOT_EXCLUSIVE);
+    }
+    Ok(())
+}
+
+/// What an error of the memory management means for the command.
+fn status_of(error: Error, mm: &MmWithUser, wanted: &Wanted<'_>) -> Status {
+    match error {
+        EOPNOTSUPP => Status::NOT_EXCLUSIVE,
+        ENOMEM => Status::NO_RESOURCES,
+        EPERM => Status::PERMISSION,
+        // The mapping may have changed since it was looked at.
+        _ => allowed(mm, wanted).err().unwrap_or(Status::FAULT),
+    }
+}
