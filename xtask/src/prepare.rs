@@ -3,7 +3,7 @@
 //! From a fresh checkout to everything that boots: toolchain, kernel, driver, programs.
 
 use crate::artifacts::initramfs::Origins;
-use crate::artifacts::{driver, programs};
+use crate::artifacts::{driver, programs, selftests};
 use crate::cache::Cache;
 use crate::kernel::{self, Flavour, Kernel};
 use crate::options::VmOptions;
@@ -47,6 +47,7 @@ pub(crate) async fn machine(decided: Decided, options: &VmOptions, progress: &Pr
         guest,
         driver: system.driver,
         kernel: system.kernel.build.clone(),
+        selftests: system.selftests,
         toolchain: system.toolchain.root.clone(),
     };
     let tsc_khz = if decided.accel == Accel::Tcg { clock::tsc_khz() } else { None };
@@ -68,9 +69,11 @@ pub(crate) struct System {
     pub(crate) toolchain: Toolchain,
     pub(crate) kernel: Kernel,
     pub(crate) driver: PathBuf,
+    /// The folder of the kernel's own tests, if it has them.
+    pub(crate) selftests: Option<PathBuf>,
 }
 
-/// Toolchain root, kernel and driver.
+/// Toolchain root, kernel, driver and the kernel's own tests.
 pub(crate) async fn system(flavour: Flavour, tree: Option<&Path>, progress: &Progress) -> Result<System> {
     let cache = Cache::open()?;
     let manifest = Manifest::load()?;
@@ -80,5 +83,6 @@ pub(crate) async fn system(flavour: Flavour, tree: Option<&Path>, progress: &Pro
         None => Kernel::ensure(&cache, &manifest, &toolchain, flavour, progress).await?,
     };
     let driver = driver::build(&kernel, &toolchain, progress).await?;
-    Ok(System { toolchain, kernel, driver })
+    let selftests = selftests::build(&kernel, &toolchain, progress).await?;
+    Ok(System { toolchain, kernel, driver, selftests })
 }

@@ -22,6 +22,8 @@ pub(crate) struct Origins {
     pub(crate) guest: PathBuf,
     pub(crate) driver: PathBuf,
     pub(crate) kernel: PathBuf,
+    /// Not every kernel has them.
+    pub(crate) selftests: Option<PathBuf>,
     pub(crate) toolchain: PathBuf,
 }
 
@@ -64,16 +66,18 @@ struct Symlink {
 }
 
 impl Origins {
-    fn resolve(&self, from: &str) -> Result<PathBuf> {
+    /// The file that `from` stands for; `None` if its origin has nothing.
+    fn resolve(&self, from: &str) -> Result<Option<PathBuf>> {
         let (origin, rest) = from.split_once('/').with_context(|| format!("{from:?} has no origin"))?;
         let dir = match origin {
-            "guest" => &self.guest,
-            "driver" => &self.driver,
-            "kernel" => &self.kernel,
-            "toolchain" => &self.toolchain,
+            "guest" => Some(&self.guest),
+            "driver" => Some(&self.driver),
+            "kernel" => Some(&self.kernel),
+            "selftests" => self.selftests.as_ref(),
+            "toolchain" => Some(&self.toolchain),
             _ => bail!("{from:?}: unknown origin"),
         };
-        Ok(dir.join(rest))
+        Ok(dir.map(|dir| dir.join(rest)))
     }
 }
 
@@ -98,10 +102,11 @@ fn archive(list: &str, origins: &Origins) -> Result<Vec<u8>> {
         archive.entry(&node.path, device, b"")?;
     }
     for file in &contents.files {
-        let from = origins.resolve(&file.from)?;
-        if file.optional && !from.exists() {
-            continue;
-        }
+        let from = match origins.resolve(&file.from)? {
+            Some(from) if !file.optional || from.exists() => from,
+            _ if file.optional => continue,
+            _ => bail!("{}: its origin has nothing (for {})", file.from, file.path),
+        };
         let bytes = fs::read(&from).with_context(|| format!("{} (for {})", from.display(), file.path))?;
         archive.entry(&file.path, |entry| entry.mode(TYPE_REGULAR | file.mode), &bytes)?;
     }
@@ -142,7 +147,7 @@ mod tests {
 
     fn origins(dir: &Path) -> Origins {
         let [guest, driver, kernel, toolchain] = ["g", "d", "k", "t"].map(|name| dir.join(name));
-        Origins { guest, driver, kernel, toolchain }
+        Origins { guest, driver, kernel, selftests: None, toolchain }
     }
 
     #[test]
@@ -172,7 +177,9 @@ mod tests {
         assert_eq!(get("dev/console").1, 0o020_600);
         assert_eq!(get("init"), &("init".into(), 0o100_755, b"g/init".to_vec()));
         assert_eq!(get("bin/sh").2, b"busybox");
-        assert!(found.iter().all(|(name, ..)| name != "lib/test_hmm.ko"), "optional, and not there");
+        for optional in ["lib/test_hmm.ko", "bin/hmm-tests"] {
+            assert!(found.iter().all(|(name, ..)| name != optional), "{optional} is optional, and not there");
+        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ use tokio::process::Command;
 const RECIPE: &str = "1";
 /// Where the source tree and the build folder are in the sandbox, wherever they are on the host: the
 /// build embeds these paths, and a cache entry may be moved.
-const SOURCE: &str = "/svmx/source";
+pub(crate) const SOURCE: &str = "/svmx/source";
 pub(crate) const BUILD: &str = "/svmx/kernel";
 
 /// A configuration of the kernel.
@@ -92,7 +92,7 @@ pub(crate) struct Kernel {
     pub(crate) build: PathBuf,
     source: PathBuf,
     /// Keeps others from changing a build that is not content-addressed, as long as it is used.
-    _lock: Option<Arc<Flock<File>>>,
+    lock: Option<Arc<Flock<File>>>,
 }
 
 impl Kernel {
@@ -106,6 +106,16 @@ impl Kernel {
         Ok(fs::read_to_string(self.build.join("include/config/kernel.release"))?.trim().to_owned())
     }
 
+    /// The source that it was built from.
+    pub(crate) fn source(&self) -> &Path {
+        &self.source
+    }
+
+    /// Whether that is a tree of the user's.
+    pub(crate) fn is_own_tree(&self) -> bool {
+        self.lock.is_some()
+    }
+
     /// A sandbox in which modules can be built against it.
     pub(crate) fn sandbox(&self, toolchain: &Toolchain) -> Sandbox {
         sandbox(toolchain, &self.source).read_only(&self.build, Path::new(BUILD))
@@ -117,7 +127,7 @@ impl Kernel {
         let Some(source) = Source::find(cache, manifest)? else { return Ok(None) };
         let key = packaged_key(&toolchain, &source, flavour)?;
         let build = cache.find(&format!("kernel-{}-{key}", flavour.name()));
-        Ok(build.map(|build| Kernel { key, flavour, build, source: source.tree, _lock: None }))
+        Ok(build.map(|build| Kernel { key, flavour, build, source: source.tree, lock: None }))
     }
 
     /// The packaged kernel, built first if need be.
@@ -143,7 +153,7 @@ impl Kernel {
             Ok(())
         };
         let build = cache.entry(&name, progress, make).await?;
-        Ok(Kernel { key, flavour, build, source: source.tree, _lock: None })
+        Ok(Kernel { key, flavour, build, source: source.tree, lock: None })
     }
 
     /// The kernel of a tree of the user's own, brought up to date.
@@ -170,7 +180,7 @@ impl Kernel {
         building.make().await?;
         step.done();
         let lock = Some(Arc::new(cache::share(lock).await?));
-        Ok(Kernel { key, flavour, build, source: tree, _lock: lock })
+        Ok(Kernel { key, flavour, build, source: tree, lock })
     }
 }
 

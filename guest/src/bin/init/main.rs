@@ -31,6 +31,9 @@ fn main() {
     power::off();
 }
 
+/// Scenarios that load the driver themselves, which is what they are about, or do without.
+const WITHOUT_DRIVER: [&str; 2] = ["reload", "hmm-baseline"];
+
 /// `None` if there was nothing to judge.
 fn run() -> Result<Option<Ending>> {
     mounts::attach_console();
@@ -44,8 +47,7 @@ fn run() -> Result<Option<Ending>> {
         shell::run()?;
         return Ok(None);
     }
-    // It shows that the driver can be loaded, so it does so itself.
-    if scenario != "reload" {
+    if !WITHOUT_DRIVER.contains(&scenario) {
         module::load(&options.module)?;
         module::wait_for_devices(options.devices, Duration::from_secs(10))?;
     }

@@ -14,6 +14,7 @@ mod discard;
 mod events;
 mod exit_while_busy;
 mod garbage;
+mod hmm_baseline;
 mod link;
 mod litmus;
 mod maps;

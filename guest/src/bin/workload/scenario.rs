@@ -5,7 +5,7 @@
 use crate::link;
 use crate::{
     atomics, counter, device_dies, device_silent, device_stops, discard, events, exit_while_busy, garbage,
-    litmus, reload, two_devices, two_processes,
+    hmm_baseline, litmus, reload, two_devices, two_processes,
 };
 use anyhow::Result;
 use std::process::ExitCode;
@@ -88,6 +88,11 @@ pub(crate) struct Scenario {
 
 /// Every scenario.
 pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "hmm-baseline",
+        shows: "the kernel's own test of exclusive access, on its own device without hardware, passes",
+        run: hmm_baseline::run,
+    },
     Scenario {
         name: "counter",
         shows: "CPU threads and device on the same counters lose nothing",
