@@ -14,6 +14,7 @@ use super::hw::{self, DmaBuf, Handler, PciDevice, WaitQueue};
 use super::ids::Ids;
 use super::live::{Kind, Live};
 use super::regs::{Health, Identity, Regs};
+use super::trace;
 use kernel::{
     impl_has_delayed_work, impl_has_work, new_mutex, new_spinlock,
     prelude::*,
@@ -46,6 +47,8 @@ pub(crate) struct Hw {
 #[pin_data]
 pub(crate) struct Device {
     pci: PciDevice,
+    /// The N of `/dev/svmxN`.
+    number: u32,
     identity: Identity,
     /// Set once, by whoever finds out first. Bus mastering is off from then on.
     dead: AtomicFlag,
@@ -91,7 +94,13 @@ impl_has_delayed_work! {
 
 impl Device {
     /// A device that is not yet started. `vectors` are those allocated.
-    pub(crate) fn new(pci: &PciDevice, identity: Identity, hw: Hw, vectors: u16) -> Result<Arc<Self>> {
+    pub(crate) fn new(
+        pci: &PciDevice,
+        number: u32,
+        identity: Identity,
+        hw: Hw,
+        vectors: u16,
+    ) -> Result<Arc<Self>> {
         let mut completions = KVec::new();
         for _ in limits::VECTOR_COMPLETION_FIRST..vectors {
             completions.push(KBox::pin_init(WaitQueue::new(), GFP_KERNEL)?, GFP_KERNEL)?;
@@ -103,6 +112,7 @@ impl Device {
         Arc::pin_init(
             try_pin_init!(Device {
                 pci: pci.clone(),
+                number,
                 identity,
                 dead: AtomicFlag::new(false),
                 removed: AtomicFlag::new(false),
@@ -127,6 +137,11 @@ impl Device {
 
     pub(crate) fn pci(&self) -> &PciDevice {
         &self.pci
+    }
+
+    /// The N of `/dev/svmxN`.
+    pub(crate) fn number(&self) -> u32 {
+        self.number
     }
 
     pub(crate) fn identity(&self) -> &Identity {
@@ -158,6 +173,7 @@ impl Device {
             return;
         }
         dev_err!(self.pci.as_dev(), "declared dead: {}\n", why);
+        trace::dead(self.number);
         self.wake_everybody();
     }
 

@@ -97,14 +97,14 @@ fn bind(pci: &PciDevice) -> Result<Binding> {
     pci.set_master();
     let hw = allocate(pci, regs)?;
     let vectors = Vectors::allocate(pci, MIN_VECTORS, ids::NUM_VECTORS)?;
-    let device = Device::new(pci, identity, hw, vectors.count())?;
+    let number = Number::take()?;
+    let device = Device::new(pci, number.0, identity, hw, vectors.count())?;
     // From here on a failure takes apart what is there, in the order of `Binding`.
     let hardware = ReleaseHw(device.clone());
     // Behind `hardware`, so that on a failure interrupts end before it.
     let mut vectors = vectors;
     vectors.connect(&device)?;
     start(&device)?;
-    let number = Number::take()?;
     let contexts = EndContexts(device.clone());
     let node = Node::register(device.clone(), number.0)?;
     announce(pci, &identity, number.0);

@@ -13,6 +13,7 @@ use super::device::{Device, Hw};
 use super::hw::Stopwatch;
 use super::outlook::Hint;
 use super::stats::Stats;
+use super::trace;
 use kernel::{
     new_spinlock,
     prelude::*,
@@ -34,6 +35,7 @@ pub(crate) struct FaultQueue {
 /// A fault that wants an answer.
 #[derive(Clone, Copy)]
 pub(crate) struct Fault {
+    pub(crate) asid: u32,
     pub(crate) queue: u32,
     pub(crate) id: u32,
     pub(crate) va: u64,
@@ -58,8 +60,8 @@ impl Device {
                 (true, Some(context)) => context.push_hint(record.head.queue(), hint(&record)),
                 // Nothing waits for it.
                 (true, None) => {}
-                (false, Some(context)) => context.push_fault(fault(&record)),
-                (false, None) => self.cancel(&fault(&record), Status::CANCELLED),
+                (false, Some(context)) => context.push_fault(self.fault(&record)),
+                (false, None) => self.cancel(&self.fault(&record), Status::CANCELLED),
             }
         }
     }
@@ -89,15 +91,30 @@ impl Device {
             // A dead device waits for no answer.
             let _ = self.submit(&[replay.into()]);
             stats.replays.bump();
-            stats.replay_ns.record(fault.arrived.ns());
+            let ns = fault.arrived.ns();
+            stats.replay_ns.record(ns);
+            trace::replay(self.number(), fault, entry, ns);
         }
     }
 
     /// Ends the stalled command of a fault.
     pub(crate) fn cancel(&self, fault: &Fault, status: Status) {
+        trace::cancel(self.number(), fault, status);
         let cancel = Cancel { queue: fault.queue, fault_id: fault.id, status, ..Default::default() };
         // A device that is dead has no queue that waits.
         let _ = self.submit(&[cancel.into()]);
+    }
+
+    fn fault(&self, record: &FaultRecord) -> Fault {
+        trace::fault(self.number(), record);
+        Fault {
+            asid: record.asid,
+            queue: record.head.queue(),
+            id: record.fault_id,
+            va: record.va,
+            access: record.head.access(),
+            arrived: Stopwatch::start(),
+        }
     }
 
     /// Takes one record. The lock is released before anything is done with it.
@@ -113,16 +130,6 @@ impl Device {
             Some(record)
         })
         .flatten()
-    }
-}
-
-fn fault(record: &FaultRecord) -> Fault {
-    Fault {
-        queue: record.head.queue(),
-        id: record.fault_id,
-        va: record.va,
-        access: record.head.access(),
-        arrived: Stopwatch::start(),
     }
 }
 

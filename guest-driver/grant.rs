@@ -13,8 +13,10 @@ use super::abi::{
 };
 use super::context::Context;
 use super::faultq::Fault;
+use super::hw::Stopwatch;
 use super::mm::{fault_page, ExclusivePage};
 use super::span::{Shared, Span, SpanNotifier};
+use super::trace;
 use kernel::{
     mm::{virt::flags, MmWithUser},
     prelude::*,
@@ -62,13 +64,18 @@ pub(crate) fn grant(context: &Context, mm: &MmWithUser, wanted: &Wanted<'_>) -> 
         return Ok(Outcome::Present);
     }
     drop(locked);
-    match try_grant(context, &span, mm, wanted) {
+    let watch = Stopwatch::start();
+    match try_grant(context, &span, mm, wanted, &watch) {
         Ok(true) => Ok(Outcome::Granted),
         Ok(false) => {
             context.stats.retries.bump();
+            trace::grant(context, wanted, Err(EAGAIN), &watch);
             Ok(Outcome::Raced)
         }
-        Err(error) => Err(status_of(error, mm, wanted)),
+        Err(error) => {
+            trace::grant(context, wanted, Err(error), &watch);
+            Err(status_of(error, mm, wanted))
+        }
     }
 }
 
@@ -113,12 +120,18 @@ fn span_of(context: &Context, mm: &MmWithUser, wanted: &Wanted<'_>) -> Result<Ar
 }
 
 /// Obtains the page and maps it. `Ok(false)`: an invalidation came between.
-fn try_grant(context: &Context, span: &SpanNotifier, mm: &MmWithUser, wanted: &Wanted<'_>) -> Result<bool> {
+fn try_grant(
+    context: &Context,
+    span: &SpanNotifier,
+    mm: &MmWithUser,
+    wanted: &Wanted<'_>,
+    watch: &Stopwatch,
+) -> Result<bool> {
     match wanted.access {
-        AccessKind::ATOMIC if !super::protection_off() => grant_exclusive(context, span, mm, wanted),
-        AccessKind::ATOMIC => grant_shared(context, span, mm, wanted, Access::EXCLUSIVE),
-        AccessKind::WRITE => grant_shared(context, span, mm, wanted, Access::READ_WRITE),
-        _ => grant_shared(context, span, mm, wanted, Access::READ),
+        AccessKind::ATOMIC if !super::protection_off() => grant_exclusive(context, span, mm, wanted, watch),
+        AccessKind::ATOMIC => grant_shared(context, span, mm, wanted, Access::EXCLUSIVE, watch),
+        AccessKind::WRITE => grant_shared(context, span, mm, wanted, Access::READ_WRITE, watch),
+        _ => grant_shared(context, span, mm, wanted, Access::READ, watch),
     }
 }
 
@@ -128,6 +141,7 @@ fn grant_exclusive(
     span: &SpanNotifier,
     mm: &MmWithUser,
     wanted: &Wanted<'_>,
+    watch: &Stopwatch,
 ) -> Result<bool> {
     let attempt = span.attempt(wanted.page..wanted.page + pci::PAGE_SIZE);
     // From here until `exclusive` is dropped no CPU can get the page back: it waits for the folio.
@@ -136,6 +150,8 @@ fn grant_exclusive(
         result => result?,
     };
     let Some(mut locked) = attempt.commit().filter(|span| !span.is_retired()) else { return Ok(false) };
+    // Before the device can use the page, and so before it can lose it again.
+    trace::grant(context, wanted, Ok(()), watch);
     wanted.map(&mut locked, span.shared(), exclusive.phys(), Access::EXCLUSIVE);
     context.stats.grants.bump();
     drop(locked);
@@ -150,6 +166,7 @@ fn grant_shared(
     mm: &MmWithUser,
     wanted: &Wanted<'_>,
     access: Access,
+    watch: &Stopwatch,
 ) -> Result<bool> {
     let attempt = span.attempt(wanted.page..wanted.page + pci::PAGE_SIZE);
     let phys = match fault_page(&attempt, mm, wanted.page as usize, access.write) {
@@ -157,6 +174,8 @@ fn grant_shared(
         result => result?,
     };
     let Some(mut locked) = attempt.commit().filter(|span| !span.is_retired()) else { return Ok(false) };
+    // Before the device can use the page, and so before it can lose it again.
+    trace::grant(context, wanted, Ok(()), watch);
     wanted.map(&mut locked, span.shared(), phys, access);
     context.stats.shared_grants.bump();
     Ok(true)

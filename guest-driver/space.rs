@@ -7,6 +7,7 @@ use super::mm::Owner;
 use super::pagetable::{PageTable, Table};
 use super::span::{Shared, Span, SpanNotifier, SPAN};
 use super::stats::Stats;
+use super::trace::Reason;
 use kernel::{mm::MmWithUser, prelude::*, rbtree::RBTree, sync::Arc};
 
 /// Most spans of a context: 16 GiB in use at the same time. One more evicts another, so that a process
@@ -71,7 +72,7 @@ impl Space {
         let Some(span) = self.spans.remove(&base) else { return };
         self.count -= 1;
         let retired = self.table.detach(base);
-        let ticket = span.lock().retire(span.shared());
+        let ticket = span.lock().retire(span.shared(), Reason::Evicted);
         if let Ok(ticket) = ticket {
             self.device.wait_synced(ticket);
         }
@@ -87,7 +88,7 @@ impl Space {
             let (rest, node) = current.remove_current();
             let (_, span) = node.to_key_value();
             // Pages get dirty that the device wrote, while the notifier still keeps them mapped.
-            let _ = span.lock().retire(span.shared());
+            let _ = span.lock().retire(span.shared(), Reason::Ended);
             drop(span);
             cursor = rest;
         }

@@ -15,9 +15,10 @@ use super::control::Ticket;
 use super::device::Device;
 use super::hw::Stopwatch;
 use super::live::{Kind, Live};
-use super::mm::{self, IntervalNotifier, Mirror};
+use super::mm::{self, Cause, IntervalNotifier, Mirror};
 use super::pagetable::Table;
 use super::stats::Stats;
+use super::trace::{self, Reason};
 use core::ops::Range;
 use kernel::{prelude::*, sync::Arc};
 
@@ -54,8 +55,17 @@ pub(crate) struct Span {
 #[derive(Clone, Copy)]
 pub(crate) struct Pending {
     ticket: Ticket,
-    /// Since the entries were cleared; `None` if another event cleared them.
-    cleared: Option<Stopwatch>,
+    /// `None` if another event cleared the entries.
+    cleared: Option<Cleared>,
+}
+
+/// Entries that an event cleared.
+#[derive(Clone, Copy)]
+struct Cleared {
+    since: Stopwatch,
+    start: u64,
+    end: u64,
+    cause: Cause,
 }
 
 impl Span {
@@ -146,10 +156,10 @@ impl Span {
     }
 
     /// Clears everything, and makes the device forget the leaf table too, which was detached before.
-    pub(crate) fn retire(&mut self, shared: &Shared) -> Result<Ticket> {
+    pub(crate) fn retire(&mut self, shared: &Shared, reason: Reason) -> Result<Ticket> {
         self.retired = true;
         let range = self.base..self.base + SPAN;
-        self.clear(shared, range.clone());
+        self.clear(shared, range.clone(), reason);
         let ticket = shared.device.submit_sync(&[invalidate(shared.asid, range)])?;
         // A notifier that finds nothing mapped now has to wait for this.
         self.last = ticket;
@@ -158,7 +168,7 @@ impl Span {
 
     /// Clears the entries of `range` and marks the pages dirty that the device may have written.
     /// Returns the part of the range that had valid entries. The caller holds the lock.
-    fn clear(&mut self, shared: &Shared, range: Range<u64>) -> Option<Range<u64>> {
+    fn clear(&mut self, shared: &Shared, range: Range<u64>, reason: Reason) -> Option<Range<u64>> {
         let mut cleared: Option<Range<u64>> = None;
         let mut va = pci::page_base(range.start);
         while va < range.end && self.mapped > 0 {
@@ -180,6 +190,7 @@ impl Span {
                 if entry.access().atomic {
                     shared.stats.revocations.bump();
                 }
+                trace::revoke(shared, va, entry.access(), reason);
                 cleared = Some(cleared.map_or(va, |range| range.start)..va + pci::PAGE_SIZE);
             }
             va += pci::PAGE_SIZE;
@@ -196,24 +207,26 @@ impl Mirror for Span {
         !shared.device.is_dead() && (self.is_mapped(range) || !shared.device.is_synced(self.last))
     }
 
-    fn invalidate(&mut self, shared: &Shared, range: Range<u64>) -> Option<Pending> {
-        let Some(range) = self.clear(shared, range) else {
+    fn invalidate(&mut self, shared: &Shared, range: Range<u64>, cause: Cause) -> Option<Pending> {
+        let Some(range) = self.clear(shared, range, Reason::Event(cause)) else {
             // Nothing is mapped, perhaps because an event that is still waiting has cleared it.
             return (!shared.device.is_synced(self.last))
                 .then_some(Pending { ticket: self.last, cleared: None });
         };
         shared.stats.invalidations.bump();
-        let cleared = Some(Stopwatch::start());
+        let cleared = Cleared { since: Stopwatch::start(), start: range.start, end: range.end, cause };
         // A dead device does not use the page any more.
         let ticket = shared.device.submit_sync(&[invalidate(shared.asid, range)]).ok()?;
         self.last = ticket;
-        Some(Pending { ticket, cleared })
+        Some(Pending { ticket, cleared: Some(cleared) })
     }
 
     fn wait(shared: &Shared, pending: Pending) {
         shared.device.wait_synced(pending.ticket);
         if let Some(cleared) = pending.cleared {
-            shared.stats.revoke_ns.record(cleared.ns());
+            let ns = cleared.since.ns();
+            shared.stats.revoke_ns.record(ns);
+            trace::invalidated(shared, &(cleared.start..cleared.end), Reason::Event(cleared.cause), ns);
         }
     }
 }

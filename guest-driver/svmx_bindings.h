@@ -4,3 +4,4 @@
 #include <linux/mmu_notifier.h>
 #include <linux/rmap.h>
 #include "svmx_helpers.h"
+#include "svmx_trace.h"

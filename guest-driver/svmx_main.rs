@@ -29,6 +29,7 @@ mod space;
 mod span;
 mod stats;
 mod sys;
+mod trace;
 mod worker;
 
 use kernel::{driver::Registration, pci, prelude::*};

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Raw bindings of this module: `svmx_helpers.c`, and kernel functions that `kernel::bindings` lacks.
+//! Raw bindings of this module: `svmx_helpers.c`, `svmx_trace.c`, and kernel functions that `kernel::bindings` lacks.
 //!
-//! Nothing but what bindgen generated. Only `hw/`, `mm/` and `mmap.rs` call it.
+//! Nothing but what bindgen generated. Only `hw/`, `mm/`, `mmap.rs` and `trace.rs` call it.
 
 #![allow(
     clippy::all,

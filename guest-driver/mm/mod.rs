@@ -17,7 +17,7 @@ mod notifier;
 mod range_fault;
 
 pub(crate) use exclusive::ExclusivePage;
-pub(crate) use notifier::{Attempt, IntervalNotifier, Mirror, Owner};
+pub(crate) use notifier::{Attempt, Cause, IntervalNotifier, Mirror, Owner};
 pub(crate) use range_fault::fault_page;
 
 /// Marks the folio that holds `phys` dirty.

@@ -40,10 +40,22 @@ pub(crate) trait Mirror: Send + Unpin + 'static {
     /// Runs with the notifier's lock. What it returns is waited for before the page table changes.
     /// It must also return what an *earlier* invalidation of the range started and is not yet
     /// done, because the two callers do not wait for each other.
-    fn invalidate(&mut self, shared: &Self::Shared, range: Range<u64>) -> Option<Self::Pending>;
+    fn invalidate(&mut self, shared: &Self::Shared, range: Range<u64>, cause: Cause)
+        -> Option<Self::Pending>;
 
     /// Waits until the device is done. Runs without the notifier's lock and must end in bounded time.
     fn wait(shared: &Self::Shared, pending: Self::Pending);
+}
+
+/// Why the page table of a process changes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cause(bindings::mmu_notifier_event);
+
+impl Cause {
+    /// The kernel's number of it: `enum mmu_notifier_event`.
+    pub(crate) fn number(self) -> u32 {
+        self.0
+    }
 }
 
 /// Whose exclusive access an event is about: an address that is unique while the owner lives.
@@ -207,7 +219,7 @@ impl<M: Mirror> IntervalNotifier<M> {
         if let Some(watch) = &mut state.watch {
             watch.hit |= watch.is_hit_by(&range);
         }
-        let Some(pending) = state.mirror.invalidate(&self.shared, range) else {
+        let Some(pending) = state.mirror.invalidate(&self.shared, range, Cause(event.event)) else {
             return Ok(Outcome::Done);
         };
         if state.finishing.is_some() {

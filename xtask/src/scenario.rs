@@ -165,6 +165,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         ..ROW
     },
     Scenario {
+        name: "looking",
+        shows: "trace events come in order and number, and agree with debugfs and the STATS ioctl",
+        ..ROW
+    },
+    Scenario {
         name: "reload",
         shows: "the driver unloads when unused and refuses when used, 20 rounds",
         ..ROW

@@ -27,7 +27,13 @@ pub(crate) fn mount_all() -> io::Result<()> {
             Err(errno) => return Err(io::Error::other(format!("{kind} on {place}: {errno}"))),
         }
     }
+    mount_tracefs();
     Ok(())
+}
+
+/// Trace events. A kernel of one's own may be without them, and then nothing but a scenario about them wants them.
+fn mount_tracefs() {
+    let _ = mount(Some("tracefs"), "/sys/kernel/tracing", Some("tracefs"), MsFlags::empty(), None::<&str>);
 }
 
 /// Standard input, output and error: an initramfs without /dev/console starts its init without them.

@@ -17,11 +17,13 @@ mod garbage;
 mod hmm_baseline;
 mod link;
 mod litmus;
+mod looking;
 mod maps;
 mod process;
 mod random;
 mod reload;
 mod scenario;
+mod tracing;
 mod two_devices;
 mod two_processes;
 

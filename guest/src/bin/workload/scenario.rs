@@ -5,7 +5,7 @@
 use crate::link;
 use crate::{
     atomics, counter, device_dies, device_silent, device_stops, discard, events, exit_while_busy, garbage,
-    hmm_baseline, litmus, reload, two_devices, two_processes,
+    hmm_baseline, litmus, looking, reload, two_devices, two_processes,
 };
 use anyhow::Result;
 use std::process::ExitCode;
@@ -147,6 +147,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "garbage",
         shows: "garbage in rings, doorbells and ioctl arguments harms nobody but its writer",
         run: garbage::run,
+    },
+    Scenario {
+        name: "looking",
+        shows: "trace events, debugfs and STATS tell the same story, which is what happened",
+        run: looking::run,
     },
     Scenario {
         name: "reload",
