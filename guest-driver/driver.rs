@@ -8,7 +8,7 @@ use super::device::{Device, Hw};
 use super::doorbell::Doorbells;
 use super::faultq::FAULT_LOG2;
 use super::file::Node;
-use super::hw::{DmaBuf, Enabled, PciDevice, Vectors};
+use super::hw::{compat, DmaBuf, Enabled, PciDevice, Vectors};
 use super::regs::{Identity, Regs};
 use kernel::{
     device::Core,
@@ -34,7 +34,7 @@ unsafe impl FromBytes for FaultRecord {}
 /// The driver.
 pub(crate) struct SvmxDriver;
 
-kernel::pci_device_table!(
+compat::pci_device_table!(
     PCI_TABLE,
     <SvmxDriver as pci::Driver>::IdInfo,
     [(pci::DeviceId::from_id(pci::Vendor::REDHAT, ids::DEVICE_ID as u32), ())]
@@ -75,7 +75,7 @@ impl pci::Driver for SvmxDriver {
 
     fn probe<'bound>(
         device: &'bound pci::Device<Core<'_>>,
-        _info: Option<&'bound Self::IdInfo>,
+        _info: compat::IdInfo<'bound, Self::IdInfo>,
     ) -> impl PinInit<Binding, Error> + 'bound {
         bind(&PciDevice::new(device))
     }

@@ -5,7 +5,7 @@
 use super::abi::{pci, uapi};
 use super::context::Context;
 use super::device::Device;
-use super::hw::Ended;
+use super::hw::{compat, Ended};
 use super::mmap;
 use super::queue::Region;
 use kernel::{
@@ -48,7 +48,7 @@ impl Node {
     const FOPS: bindings::file_operations = {
         // SAFETY: `into_raw` points at a constant.
         let fops = unsafe { *Self::TEMPLATE.fops };
-        bindings::file_operations { poll: Some(poll), ..fops }
+        compat::owned(bindings::file_operations { poll: Some(poll), ..fops })
     };
 
     /// Registers `/dev/svmx<number>` for `device`.

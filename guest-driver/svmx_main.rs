@@ -56,7 +56,7 @@ impl kernel::InPlaceModule for SvmxModule {
 
 /// Whether atomics are served without exclusive access, which loses updates.
 fn protection_off() -> bool {
-    module_parameters::unsafe_map_without_exclusive_access.value()
+    hw::compat::parameter(&module_parameters::unsafe_map_without_exclusive_access) != 0
 }
 
 module! {
@@ -66,8 +66,9 @@ module! {
     description: "Driver of the svmx device: atomics on process memory by exclusive access",
     license: "GPL",
     params: {
-        unsafe_map_without_exclusive_access: bool {
-            default: false,
+        // Not a bool, which parameters can't be before 7.3.
+        unsafe_map_without_exclusive_access: u8 {
+            default: 0,
             description: "Serve atomics WITHOUT exclusive access. Loses updates. For the negative control of tests only",
         },
     },

@@ -2,10 +2,10 @@
 
 //! The thin layer over the kernel's PCI, interrupt, I/O, DMA, waiting and workqueue interfaces.
 //!
-//! What differs between kernel versions is used here and nowhere else, but for probe and remove
-//! themselves. Knows PCI devices, but not svmx.
+//! Knows PCI devices, but not svmx. [`compat`] is where series of kernels differ.
 
 mod bar;
+pub(crate) mod compat;
 mod dma;
 mod irq;
 mod pci;

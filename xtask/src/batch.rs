@@ -3,7 +3,6 @@
 //! Runs scenarios one after the other and says how each ended; shared by `run` and `test`.
 
 use crate::failure::{self, bad_request};
-use crate::kernel::Flavour;
 use crate::options::RunOptions;
 use crate::progress::Progress;
 use crate::report::Row;
@@ -29,9 +28,8 @@ const CHAOS_SLOWDOWN: u32 = 3;
 
 /// What `options` make of a row.
 pub(crate) fn plan(options: &RunOptions, scenario: &'static Scenario) -> Plan {
-    let flavour: Flavour = options.vm.flavour;
     let chaos = if options.vm.chaos.is_some() { CHAOS_SLOWDOWN } else { 1 };
-    let own = u64::from(scenario.timeout * flavour.slowdown() * chaos);
+    let own = u64::from(scenario.timeout * options.vm.kernel.flavour.slowdown() * chaos);
     Plan {
         scenario,
         devices: options.vm.devices.unwrap_or(scenario.devices),

@@ -2,7 +2,8 @@
 
 //! The options that every command that boots a guest has, and what a good value is.
 
-use crate::kernel::Flavour;
+use crate::kernel::{Choice, Flavour};
+use crate::toolchain::Version;
 use crate::vm::AccelChoice;
 use std::path::PathBuf;
 
@@ -24,12 +25,8 @@ pub(crate) struct VmOptions {
     /// Engines of each device [default: the scenario's own, as a rule 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) engines: Option<u16>,
-    /// Builds the guest's kernel from this source tree
-    #[arg(long, value_name = "DIR")]
-    pub(crate) kernel_src: Option<PathBuf>,
-    /// How the kernel is configured
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) flavour: Flavour,
+    #[command(flatten)]
+    pub(crate) kernel: KernelOptions,
     /// Runs the guest with this QEMU, on the host as it is
     #[arg(long, value_name = "PATH")]
     pub(crate) qemu: Option<PathBuf>,
@@ -51,6 +48,30 @@ pub(crate) struct VmOptions {
     /// Says more: the guest's whole boot, the device's requests, what is cached
     #[arg(short, long)]
     pub(crate) verbose: bool,
+}
+
+/// Options of the guest's kernel.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct KernelOptions {
+    /// The series of the packaged kernel, such as 7.2; `doctor` says which there are [default: the newest]
+    #[arg(long, value_name = "VERSION", conflicts_with = "kernel_src")]
+    kernel: Option<Version>,
+    /// Builds the guest's kernel from this source tree
+    #[arg(long, value_name = "DIR")]
+    kernel_src: Option<PathBuf>,
+    /// How the kernel is configured
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) flavour: Flavour,
+}
+
+impl KernelOptions {
+    /// Which kernel it is.
+    pub(crate) fn choice(&self) -> Choice<'_> {
+        match &self.kernel_src {
+            Some(tree) => Choice::Tree(tree),
+            None => Choice::Packaged(self.kernel),
+        }
+    }
 }
 
 /// Something that is on unless it is switched off.

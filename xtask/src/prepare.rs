@@ -5,13 +5,13 @@
 use crate::artifacts::initramfs::Origins;
 use crate::artifacts::{driver, programs, selftests};
 use crate::cache::Cache;
-use crate::kernel::{self, Flavour, Kernel};
-use crate::options::VmOptions;
+use crate::kernel::{Choice, Kernel};
+use crate::options::{KernelOptions, VmOptions};
 use crate::progress::Progress;
 use crate::toolchain::{Manifest, Toolchain};
 use crate::vm::{Accel, Machine, Qemu, clock};
 use anyhow::Result;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What needs nothing built, and is decided before anything is.
 pub(crate) struct Decided {
@@ -28,9 +28,7 @@ pub(crate) async fn decide(options: &VmOptions, progress: &Progress) -> Result<D
         Some(path) => Some(Qemu::own(path).await?),
         None => None,
     };
-    if let Some(tree) = &options.kernel_src {
-        kernel::check_tree(tree)?;
-    }
+    options.kernel.choice().check()?;
     let accel = Accel::choose(options.accel, progress).await?;
     progress.detail(format!("accelerator: {}", accel.name()));
     Ok(Decided { own, accel })
@@ -39,7 +37,7 @@ pub(crate) async fn decide(options: &VmOptions, progress: &Progress) -> Result<D
 /// Builds whatever `options` need and the caches don't have.
 pub(crate) async fn machine(decided: Decided, options: &VmOptions, progress: &Progress) -> Result<Machine> {
     let (system, device, guest) = tokio::try_join!(
-        system(options.flavour, options.kernel_src.as_deref(), progress),
+        system(&options.kernel, progress),
         programs::device(progress),
         programs::guest(progress),
     )?;
@@ -74,13 +72,16 @@ pub(crate) struct System {
 }
 
 /// Toolchain root, kernel, driver and the kernel's own tests.
-pub(crate) async fn system(flavour: Flavour, tree: Option<&Path>, progress: &Progress) -> Result<System> {
+pub(crate) async fn system(options: &KernelOptions, progress: &Progress) -> Result<System> {
+    let flavour = options.flavour;
     let cache = Cache::open()?;
     let manifest = Manifest::load()?;
     let toolchain = Toolchain::ensure(&cache, &manifest, flavour, progress).await?;
-    let kernel = match tree {
-        Some(tree) => Kernel::from_tree(&cache, &toolchain, tree, flavour, progress).await?,
-        None => Kernel::ensure(&cache, &manifest, &toolchain, flavour, progress).await?,
+    let kernel = match options.choice() {
+        Choice::Tree(tree) => Kernel::from_tree(&cache, &toolchain, tree, flavour, progress).await?,
+        Choice::Packaged(series) => {
+            Kernel::ensure(&cache, &manifest, series, &toolchain, flavour, progress).await?
+        }
     };
     let driver = driver::build(&kernel, &toolchain, progress).await?;
     let selftests = selftests::build(&kernel, &toolchain, progress).await?;

@@ -5,13 +5,14 @@
 use crate::cache::Cache;
 use crate::checkout;
 use crate::failure::Reported;
-use crate::kernel::{Flavour, Kernel, Source};
+use crate::kernel::{self, Flavour, Kernel, Source};
 use crate::process;
 use crate::toolchain::{Manifest, Toolchain, mirror, prerequisites};
 use crate::vm::probe;
 use anyhow::Result;
 use nix::sys::statvfs::statvfs;
 use nix::unistd::Uid;
+use std::collections::BTreeSet;
 use std::path::Path;
 use tokio::process::Command;
 
@@ -28,13 +29,13 @@ enum State {
 }
 
 struct Finding {
-    what: &'static str,
+    what: String,
     state: State,
     detail: String,
 }
 
-fn finding(what: &'static str, state: State, detail: impl Into<String>) -> Finding {
-    Finding { what, state, detail: detail.into() }
+fn finding(what: impl Into<String>, state: State, detail: impl Into<String>) -> Finding {
+    Finding { what: what.into(), state, detail: detail.into() }
 }
 
 /// Prints the table; fails if `run` could not work.
@@ -50,6 +51,7 @@ pub(crate) async fn run() -> Result<()> {
         mirror::discover().unwrap_or_else(|| "mmdebstrap's own".to_owned()),
     ));
     let cached = cached(&cache, &manifest, toolchain.is_some())?;
+    findings.push(offered(toolchain.as_ref(), &manifest).await);
     findings.push(disk(cache.dir(), cached.iter().all(|finding| finding.state == State::Ok))?);
     findings.extend(cached);
     findings.push(match probe::probe().await {
@@ -120,6 +122,18 @@ async fn root_tools(have_root: bool) -> Vec<Finding> {
     findings
 }
 
+/// Which kernels the mirror has for `--kernel`. Not having them is no obstacle if one is there already.
+async fn offered(toolchain: Option<&Toolchain>, manifest: &Manifest) -> Finding {
+    const WHAT: &str = "kernels offered";
+    let Some(toolchain) = toolchain else {
+        return finding(WHAT, State::Later, "known when there is a toolchain root");
+    };
+    match kernel::offered(toolchain, &manifest.kernel).await {
+        Ok(offered) => finding(WHAT, State::Ok, format!("{offered} (--kernel VERSION)")),
+        Err(error) => finding(WHAT, State::Later, format!("the mirror can't be asked: {error}")),
+    }
+}
+
 fn disk(cache: &Path, all_made: bool) -> Result<Finding> {
     // The cache may not be there yet.
     let there = cache.ancestors().find(|dir| dir.is_dir()).unwrap_or(cache);
@@ -131,22 +145,25 @@ fn disk(cache: &Path, all_made: bool) -> Result<Finding> {
 }
 
 fn cached(cache: &Cache, manifest: &Manifest, have_root: bool) -> Result<Vec<Finding>> {
-    let entry = |what, found: Option<String>| match found {
+    let entry = |what: &str, found: Option<String>| match found {
         Some(detail) => finding(what, State::Ok, detail),
         None => finding(what, State::Later, "made by `setup` or the first `run`"),
     };
-    let source = Source::find(cache, manifest)?.map(|source| source.package);
+    let source = Source::find(cache, manifest, None)?.map(|source| source.package);
     let mut findings =
         vec![entry("toolchain root", have_root.then(|| "made".to_owned())), entry("kernel source", source)];
-    for (what, flavour) in
-        [("kernel fast", Flavour::Fast), ("kernel debug", Flavour::Debug), ("kernel kasan", Flavour::Kasan)]
-    {
-        match Kernel::find(cache, manifest, flavour)? {
-            Some(kernel) => findings.push(finding(what, State::Ok, kernel.release()?)),
-            // The others are built when somebody asks for them.
-            None if flavour == Flavour::Fast => findings.push(entry(what, None)),
-            None => {}
+    // Others than this one are built when somebody asks for them.
+    if Kernel::find(cache, manifest, None, Flavour::Fast)?.is_none() {
+        findings.push(entry("kernel fast", None));
+    }
+    let mut releases = BTreeSet::new();
+    for series in [None, Some(manifest.kernel.oldest), Some(manifest.kernel.newest)] {
+        for flavour in [Flavour::Fast, Flavour::Debug, Flavour::Kasan] {
+            if let Some(kernel) = Kernel::find(cache, manifest, series, flavour)? {
+                releases.insert(kernel.release()?);
+            }
         }
     }
+    findings.extend(releases.into_iter().map(|release| finding("kernel", State::Ok, release)));
     Ok(findings)
 }

@@ -3,17 +3,18 @@
 //! `cargo xtask setup`: makes everything that `run` would make first, and says where it is.
 
 use crate::cache::Cache;
-use crate::kernel::Flavour;
+use crate::kernel;
+use crate::options::KernelOptions;
 use crate::progress::Progress;
+use crate::toolchain::Manifest;
 use crate::{artifacts::programs, prepare};
 use anyhow::Result;
 
 /// Options of `setup`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// How the kernel is configured
-    #[arg(long, value_enum, default_value_t)]
-    flavour: Flavour,
+    #[command(flatten)]
+    kernel: KernelOptions,
     /// Says what is cached, too
     #[arg(short, long)]
     verbose: bool,
@@ -22,12 +23,17 @@ pub(crate) struct Options {
 /// Fills the caches.
 pub(crate) async fn run(options: Options) -> Result<()> {
     let progress = Progress::new(options.verbose);
-    let system = prepare::system(options.flavour, None, &progress).await?;
+    options.kernel.choice().check()?;
+    let system = prepare::system(&options.kernel, &progress).await?;
     tokio::try_join!(programs::device(&progress), programs::guest(&progress))?;
     println!(
         "kernel {} and its driver are ready; the cache is {}",
         system.kernel.release()?,
         Cache::open()?.dir().display()
     );
+    match kernel::offered(&system.toolchain, &Manifest::load()?.kernel).await {
+        Ok(offered) => println!("the mirror has kernels for --kernel: {offered}"),
+        Err(error) => println!("the mirror can't be asked which kernels it has: {error}"),
+    }
     Ok(())
 }

@@ -5,14 +5,14 @@
 mod config;
 mod source;
 
-pub(crate) use source::Source;
+pub(crate) use source::{Source, offered};
 
 use crate::cache::{self, Cache, Key};
 use crate::checkout;
 use crate::failure::bad_request;
 use crate::process;
 use crate::progress::{Progress, Step};
-use crate::toolchain::{Manifest, Sandbox, Toolchain};
+use crate::toolchain::{Manifest, Sandbox, Toolchain, Version};
 use anyhow::{Context, Result, bail};
 use config::Fragment;
 use nix::fcntl::Flock;
@@ -83,6 +83,36 @@ impl Flavour {
     }
 }
 
+/// Which kernel the guest has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Choice<'a> {
+    /// A packaged one: of a certain series, or of the newest that there is.
+    Packaged(Option<Version>),
+    /// That of a source tree of the user's.
+    Tree(&'a Path),
+}
+
+impl Choice<'_> {
+    /// Refuses at once what can't be built.
+    ///
+    /// # Errors
+    /// A bad request.
+    pub(crate) fn check(self) -> Result<()> {
+        match self {
+            Choice::Tree(tree) => check_tree(tree).map(drop),
+            Choice::Packaged(None) => Ok(()),
+            Choice::Packaged(Some(series)) => {
+                let kernel = Manifest::load()?.kernel;
+                if kernel.supports(series) {
+                    return Ok(());
+                }
+                let (oldest, newest) = (kernel.oldest, kernel.newest);
+                Err(bad_request(format!("--kernel {series}: the driver is for {oldest} to {newest}")))
+            }
+        }
+    }
+}
+
 /// A built kernel.
 #[derive(Clone, Debug)]
 pub(crate) struct Kernel {
@@ -122,23 +152,29 @@ impl Kernel {
     }
 
     /// The packaged kernel if it has been built.
-    pub(crate) fn find(cache: &Cache, manifest: &Manifest, flavour: Flavour) -> Result<Option<Self>> {
+    pub(crate) fn find(
+        cache: &Cache,
+        manifest: &Manifest,
+        series: Option<Version>,
+        flavour: Flavour,
+    ) -> Result<Option<Self>> {
         let Some(toolchain) = Toolchain::find(cache, manifest, flavour)? else { return Ok(None) };
-        let Some(source) = Source::find(cache, manifest)? else { return Ok(None) };
+        let Some(source) = Source::find(cache, manifest, series)? else { return Ok(None) };
         let key = packaged_key(&toolchain, &source, flavour)?;
         let build = cache.find(&format!("kernel-{}-{key}", flavour.name()));
         Ok(build.map(|build| Kernel { key, flavour, build, source: source.tree, lock: None }))
     }
 
-    /// The packaged kernel, built first if need be.
+    /// A packaged kernel, built first if need be.
     pub(crate) async fn ensure(
         cache: &Cache,
         manifest: &Manifest,
+        series: Option<Version>,
         toolchain: &Toolchain,
         flavour: Flavour,
         progress: &Progress,
     ) -> Result<Self> {
-        let source = Source::ensure(cache, manifest, toolchain, progress).await?;
+        let source = Source::ensure(cache, manifest, series, toolchain, progress).await?;
         let key = packaged_key(toolchain, &source, flavour)?;
         let name = format!("kernel-{}-{key}", flavour.name());
         let log = cache.log(&name)?;
@@ -190,7 +226,7 @@ fn packaged_key(toolchain: &Toolchain, source: &Source, flavour: Flavour) -> Res
 }
 
 /// Says early what would end in a page of make's errors.
-pub(crate) fn check_tree(tree: &Path) -> Result<PathBuf> {
+fn check_tree(tree: &Path) -> Result<PathBuf> {
     let shown = tree.display();
     let real = tree.canonicalize().map_err(|error| bad_request(format!("--kernel-src {shown}: {error}")))?;
     if !real.join("Kbuild").is_file() || !real.join("rust/kernel").is_dir() {

@@ -5,6 +5,7 @@
 use crate::checkout;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::str::FromStr;
 
 /// The manifest. Its values, not its text, key the cache.
@@ -44,7 +45,7 @@ pub(crate) struct KernelSource {
     pub(crate) newest: Version,
 }
 
-/// A kernel's major and minor version.
+/// A series of kernels: the major and minor version.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub(crate) struct Version(u32, u32);
@@ -53,8 +54,11 @@ impl FromStr for Version {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (major, minor) = text.split_once('.').with_context(|| format!("{text} is not X.Y"))?;
-        Ok(Version(major.parse()?, minor.parse()?))
+        let parts =
+            text.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+        let (major, minor) =
+            parts.with_context(|| format!("{text:?} is not a series of kernels, such as 7.3"))?;
+        Ok(Version(major, minor))
     }
 }
 
@@ -88,13 +92,20 @@ impl Manifest {
 }
 
 impl KernelSource {
-    /// The newest supported package among `names`.
-    pub(crate) fn newest_of<'a>(&self, names: impl Iterator<Item = &'a str>) -> Option<String> {
-        names
-            .filter_map(|name| Some((name.strip_prefix(&self.prefix)?.parse::<Version>().ok()?, name)))
-            .filter(|(version, _)| (self.oldest..=self.newest).contains(version))
-            .max()
-            .map(|(_, name)| name.to_owned())
+    /// The supported series among the packages `names`, the newest last.
+    pub(crate) fn series_of<'a>(&self, names: impl Iterator<Item = &'a str>) -> Vec<Version> {
+        let series = names.filter_map(|name| name.strip_prefix(&self.prefix)?.parse().ok());
+        series.filter(|series| self.supports(*series)).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Whether a series is among those that the driver is written for.
+    pub(crate) fn supports(&self, series: Version) -> bool {
+        (self.oldest..=self.newest).contains(&series)
+    }
+
+    /// What the package of a series is called.
+    pub(crate) fn package(&self, series: Version) -> String {
+        format!("{}{series}", self.prefix)
     }
 }
 
@@ -110,17 +121,27 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_supported_source_wins() {
+    fn supported_series_are_in_order() {
         let kernel = KernelSource {
             prefix: "linux-source-".into(),
             oldest: "7.2".parse().unwrap(),
             newest: "7.10".parse().unwrap(),
         };
         let names = ["linux-source-6.12", "linux-source-7.9", "linux-source-7.10", "linux-source-7.11"];
-        assert_eq!(kernel.newest_of(names.into_iter()).as_deref(), Some("linux-source-7.10"));
-        assert_eq!(
-            kernel.newest_of(["linux-source", "linux-source-6.12", "linux-source-x"].into_iter()),
-            None
+        let series: Vec<String> = kernel.series_of(names.into_iter()).into_iter().map(String::from).collect();
+        assert_eq!(series, ["7.9", "7.10"]);
+        assert!(
+            kernel.series_of(["linux-source", "linux-source-6.12", "linux-source-x"].into_iter()).is_empty()
         );
+        assert_eq!(kernel.package("7.9".parse().unwrap()), "linux-source-7.9");
+    }
+
+    #[test]
+    fn a_series_has_two_numbers() {
+        assert!("7.2".parse::<Version>().unwrap() < "7.10".parse().unwrap());
+        for bad in ["", "7", "7.2.12", "v7.2", "7.x", "7.-1"] {
+            let error = bad.parse::<Version>().unwrap_err().to_string();
+            assert!(error.contains("such as 7.3"), "{error}");
+        }
     }
 }

@@ -7,7 +7,7 @@ pub(crate) mod mirror;
 pub(crate) mod prerequisites;
 mod sandbox;
 
-pub(crate) use manifest::{Debian, Manifest};
+pub(crate) use manifest::{Debian, KernelSource, Manifest, Version};
 pub(crate) use sandbox::Sandbox;
 
 use crate::cache::{Cache, Key};
