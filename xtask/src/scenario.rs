@@ -161,7 +161,14 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "events",
         shows: "each event of the memory management, whatever the device holds: CPU and device see what they should",
-        timeout: 300,
+        timeout: 600,
+        ..ROW
+    },
+    Scenario {
+        name: "events-pinned",
+        shows: "stores of the kernel to pages that it has pinned, whatever the device holds: nothing is lost",
+        // It finds the page, and stores to it a moment later: the device may have it back by then.
+        meddling: Meddling::Perhaps,
         ..ROW
     },
     Scenario {

@@ -144,6 +144,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: events::run,
     },
     Scenario {
+        name: "events-pinned",
+        shows: "what the kernel stores to pages that it has pinned is there, and nothing that the device did is lost",
+        run: events::pinned,
+    },
+    Scenario {
         name: "garbage",
         shows: "garbage in rings, doorbells and ioctl arguments harms nobody but its writer",
         run: garbage::run,
@@ -186,6 +191,8 @@ const CHILDREN: &[(&str, Child)] = &[
     ("busy", exit_while_busy::child),
     ("garbage", garbage::child),
     ("events", events::child),
+    ("events-peer", events::peer),
+    ("events-after-exec", events::after_exec),
     ("after-exec", exit_while_busy::after_exec),
 ];
 

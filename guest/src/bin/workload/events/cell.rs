@@ -11,6 +11,8 @@ use crate::area::{PAGE, RawQueue, scalar};
 use crate::random::Random;
 use anyhow::{Context, Result, bail, ensure};
 use nix::libc;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use svmx::abi::queue::{Opcode, WidthLog2};
 use svmx::abi::status::Status;
@@ -32,7 +34,7 @@ pub(crate) struct Cell {
     /// What somebody else saw of the counters.
     seen: Vec<u64>,
     /// What is counted over all cells.
-    counts: BTreeMap<&'static str, u64>,
+    pub(crate) counts: BTreeMap<&'static str, u64>,
 }
 
 impl Cell {
@@ -41,18 +43,22 @@ impl Cell {
         let mut cell = Cell::prepare(name, seed).context("preparing the state")?;
         (name.event.run)(&mut cell).context("in the event")?;
         cell.done()?;
-        let hammered = cell.settle().context("after the event")?;
-        cell.check_fate(hammered.as_ref()).context("what the device had")?;
-        cell.check_memory(name.event.memory).context("the memory afterwards")?;
+        cell.settle().context("after the event")?;
+        cell.check_fate().context("what the device had")?;
+        cell.check_memory(name.event.memory(name.state)).context("the memory afterwards")?;
         Ok(cell.counts)
     }
 
     fn prepare(name: Name, seed: u64) -> Result<Self> {
         let mut random = Random::new(seed);
+        if !name.state.is_hammered() {
+            stay_on_a_cpu()?;
+        }
         let device = Device::open_nth(0)?;
         // SAFETY: its entries name the cell's memory only, which is no Rust object.
         let queue = unsafe { RawQueue::new(device.create_queue(QueueSize::default())?) };
         let scene = Scene::new(name.shape, &mut random)?;
+        (name.event.before)(&scene)?;
         let mut cell = Cell {
             name,
             device,
@@ -72,8 +78,14 @@ impl Cell {
         if name.state.is_hammered() {
             cell.start_workers()?;
         }
-        cell.before = Some(cell.device.stats()?);
+        cell.begin()?;
         Ok(cell)
+    }
+
+    /// What happens from now on is the event's.
+    pub(crate) fn begin(&mut self) -> Result<()> {
+        self.before = Some(self.device.stats()?);
+        Ok(())
     }
 
     /// Lets the device have a page in the way of the state.
@@ -93,13 +105,27 @@ impl Cell {
         Ok(())
     }
 
+    /// Lets the device have all pages in the way of the state again; those that are at work do it anyhow.
+    pub(crate) fn give_again(&mut self) -> Result<()> {
+        match &self.hammer {
+            Some(hammer) => hammer.progress(),
+            None => (0..self.scene.pages.len()).try_for_each(|page| self.give(page)),
+        }
+    }
+
+    /// What was counted, as it is told to whoever started the process.
+    pub(crate) fn passed(counts: &BTreeMap<&'static str, u64>) -> String {
+        let counts = counts.iter().map(|(name, count)| format!(" {name}={count}"));
+        format!("passed{}", counts.collect::<String>())
+    }
+
     fn start_workers(&mut self) -> Result<()> {
         let contended = self.name.state == State::Contended;
         let hammer = Worker::device(&self.device, &self.scene, !contended)?;
         hammer.progress()?;
         if contended {
-            let event = self.name.event;
-            let cpu = Worker::cpu(&self.scene, event.memory.stops().is_some() || event.between.is_some())?;
+            let careful = self.stops().is_some() || self.name.event.between.is_some();
+            let cpu = Worker::cpu(&self.scene, careful)?;
             cpu.progress()?;
             self.cpu = Some(cpu);
         }
@@ -108,10 +134,20 @@ impl Cell {
         Ok(())
     }
 
+    /// How commands end that go on after the event, if they do.
+    fn stops(&self) -> Option<Status> {
+        self.name.event.memory(self.name.state).stops(self.name.shape)
+    }
+
     /// The event is over: what an event's function does after this, such as looking at what it did, counts no more.
     pub(crate) fn done(&mut self) -> Result<()> {
-        if self.after.is_none() {
-            self.after = Some(self.device.stats()?);
+        if self.after.is_some() {
+            return Ok(());
+        }
+        self.after = Some(self.device.stats()?);
+        let stays = self.name.event.fate(self.name.shape, self.name.state) == Some(Fate::Stays);
+        if stays && !self.name.state.is_hammered() {
+            self.check_stays()?;
         }
         Ok(())
     }
@@ -149,9 +185,9 @@ impl Cell {
     }
 
     /// Waits until the device is seen to go on, or to have been stopped; ends the workers and takes over their books.
-    fn settle(&mut self) -> Result<Option<Record>> {
-        let Some(hammer) = self.hammer.take() else { return Ok(None) };
-        let stops = self.name.event.memory.stops();
+    fn settle(&mut self) -> Result<()> {
+        let Some(hammer) = self.hammer.take() else { return Ok(()) };
+        let stops = self.stops();
         match stops {
             Some(_) => hammer.end()?,
             None => hammer.progress()?,
@@ -179,7 +215,7 @@ impl Cell {
             let reached = page.counter(Origin::Own);
             ensure!(*seen <= reached, "somebody saw {seen:#x}, but {reached:#x} is all that was reached");
         }
-        Ok(Some(record))
+        Ok(())
     }
 
     fn take_over(&mut self, record: &Record) {
@@ -195,21 +231,27 @@ impl Cell {
     }
 
     /// What became of the device's entries, by the driver's own count.
-    fn check_fate(&mut self, hammered: Option<&Record>) -> Result<()> {
+    fn check_fate(&self) -> Result<()> {
         let (Some(before), Some(after)) = (&self.before, &self.after) else { bail!("nobody counted") };
         let revoked = after.revocations - before.revocations;
         let invalidated = after.invalidations - before.invalidations;
         let pages = self.scene.pages.len() as u64;
-        let fate = self.name.event.fates.of(self.name.state);
+        let fate = self.name.event.fate(self.name.shape, self.name.state);
+        let tail = self.scene.pages_in_tail();
         let good = match (self.name.state, fate) {
             // The CPU thread takes pages as well.
             (State::Contended, _) => after.revocations <= after.grants,
             // The device gets each page back, and a second part of the event may take it again.
             (State::Hammered, Some(Fate::Taken)) => revoked >= pages,
+            (State::Hammered, Some(Fate::Tail)) => revoked >= tail,
             (State::Hammered, _) => revoked == 0,
             (State::Held, Some(Fate::Taken)) => revoked == pages,
+            (State::Held, Some(Fate::Tail)) => revoked == tail,
             (State::Readable | State::Writable | State::Coherent, Some(Fate::Taken)) => {
                 revoked == 0 && invalidated > 0
+            }
+            (State::Readable | State::Writable | State::Coherent, Some(Fate::Tail)) => {
+                revoked == 0 && (invalidated > 0) == (tail > 0)
             }
             _ => revoked == 0 && invalidated == 0,
         };
@@ -217,9 +259,6 @@ impl Cell {
             good,
             "expected {fate:?} for {pages} pages, found {revoked} revocations and {invalidated} invalidations"
         );
-        if fate == Some(Fate::Stays) && hammered.is_none() {
-            self.check_stays()?;
-        }
         Ok(())
     }
 
@@ -234,33 +273,75 @@ impl Cell {
 
     fn check_memory(&mut self, memory: Memory) -> Result<()> {
         for page in 0..self.scene.pages.len() {
-            let addr = self.scene.pages[page].addr;
-            match memory {
-                Memory::Kept => self.holds(page, addr, Origin::Own),
-                Memory::Gone => {
-                    ensure!(!scene::is_mapped(addr), "page {page} is still there");
-                    self.refuses(addr, [Status::FAULT; 3])
-                }
-                Memory::NoAccess => self.refuses(addr, [Status::PERMISSION; 3]),
-            }
-            .with_context(|| format!("page {page}"))?;
+            self.check_page(page, memory).with_context(|| format!("page {page}"))?;
         }
+        let (base, len, tail) = (self.scene.base, self.scene.len, self.scene.tail);
         match memory {
-            Memory::Gone => self.check_fresh(),
-            Memory::NoAccess => {
-                scene::protect(self.scene.base, self.scene.len, libc::PROT_READ | libc::PROT_WRITE)?;
+            Memory::Gone | Memory::Moved => {
+                scene::map(base, len)?;
+                self.check_fresh(base)
+            }
+            Memory::TailGone => {
+                self.refuses(tail, Status::FAULT)?;
+                scene::map(tail, base + len - tail)?;
+                self.check_fresh(tail)
+            }
+            Memory::Guarded => {
+                scene::advise(base, len, scene::MADV_GUARD_REMOVE)?;
+                self.check_fresh(base)
+            }
+            Memory::ReadOnly | Memory::NoAccess => {
+                scene::protect(base, len, libc::PROT_READ | libc::PROT_WRITE)?;
                 self.check_memory(Memory::Kept).context("accessible again")
             }
             _ => Ok(()),
         }
     }
 
-    /// What is mapped next at the old addresses, perhaps of the very pages that were freed, has its own content.
-    fn check_fresh(&mut self) -> Result<()> {
-        scene::map(self.scene.base, self.scene.len)?;
+    fn check_page(&mut self, page: usize, memory: Memory) -> Result<()> {
+        let addr = self.scene.pages[page].addr;
+        match memory {
+            Memory::Kept => self.holds(page, addr, Origin::Own),
+            Memory::TailGone if addr < self.scene.tail => self.holds(page, addr, Origin::Own),
+            Memory::Zeroed => self.holds(page, addr, Origin::Fresh),
+            Memory::Replaced => self.holds(page, addr, Origin::Other),
+            Memory::Moved => {
+                self.is_gone(addr)?;
+                self.holds(page, addr + scene::DISTANCE, Origin::Own)
+            }
+            Memory::MovedLeavingZeros => {
+                self.holds(page, addr, Origin::Fresh).context("the old address")?;
+                self.holds(page, addr + scene::DISTANCE, Origin::Own)
+            }
+            Memory::Gone | Memory::TailGone => self.is_gone(addr),
+            Memory::ReadOnly => {
+                let expected = self.scene.pages[page].counter(Origin::Own);
+                self.reads(addr + word::COUNTER, expected)?;
+                self.denies(Opcode::WRITE, addr, Status::PERMISSION)?;
+                self.denies(Opcode::FETCH_ADD, addr, Status::PERMISSION)?;
+                let found = load(addr + word::COUNTER);
+                ensure!(found == expected, "the CPU expected {expected:#x}, found {found:#x}");
+                Ok(())
+            }
+            Memory::NoAccess => self.refuses(addr, Status::PERMISSION),
+            Memory::Guarded => self.refuses(addr, Status::FAULT),
+            Memory::Ended { .. } => bail!("the process should have ended"),
+        }
+    }
+
+    fn is_gone(&mut self, addr: u64) -> Result<()> {
+        ensure!(!scene::is_mapped(addr), "it is still there");
+        self.refuses(addr, Status::FAULT)
+    }
+
+    /// What comes next to the addresses from `from` on, perhaps of the very pages that were freed, has its own content.
+    fn check_fresh(&mut self, from: u64) -> Result<()> {
         for page in 0..self.scene.pages.len() {
-            self.scene.pages[page].additions[Origin::Fresh as usize] = 0;
-            self.holds(page, self.scene.pages[page].addr, Origin::Fresh).context("mapped afterwards")?;
+            let addr = self.scene.pages[page].addr;
+            if addr >= from {
+                self.scene.pages[page].additions[Origin::Fresh as usize] = 0;
+                self.holds(page, addr, Origin::Fresh).with_context(|| format!("page {page} afterwards"))?;
+            }
         }
         Ok(())
     }
@@ -294,12 +375,16 @@ impl Cell {
     }
 
     /// READ, WRITE and FETCH_ADD at `addr` end so, and do nothing.
-    pub(crate) fn refuses(&mut self, addr: u64, expected: [Status; 3]) -> Result<()> {
-        for (opcode, expected) in [Opcode::READ, Opcode::WRITE, Opcode::FETCH_ADD].into_iter().zip(expected) {
-            let found = self.command(opcode, addr, 0)?;
-            let good = found.status.0 == expected && found.applied == 0 && found.fault_addr == addr;
-            ensure!(good, "expected {:?} for {opcode:?} at {addr:#x}, found {found:x?}", expected.name());
-        }
+    pub(crate) fn refuses(&mut self, addr: u64, expected: Status) -> Result<()> {
+        [Opcode::READ, Opcode::WRITE, Opcode::FETCH_ADD]
+            .into_iter()
+            .try_for_each(|opcode| self.denies(opcode, addr, expected))
+    }
+
+    fn denies(&mut self, opcode: Opcode, addr: u64, expected: Status) -> Result<()> {
+        let found = self.command(opcode, addr, 0)?;
+        let good = found.status.0 == expected && found.applied == 0 && found.fault_addr == addr;
+        ensure!(good, "expected {:?} for {opcode:?} at {addr:#x}, found {found:x?}", expected.name());
         Ok(())
     }
 
@@ -332,4 +417,12 @@ impl Cell {
     pub(crate) fn command(&mut self, opcode: Opcode, addr: u64, operand: u64) -> Result<Completion> {
         self.queue.execute(&scalar(opcode, WidthLog2::W64, addr, operand))
     }
+}
+
+/// Keeps to one CPU: what the kernel collects by CPU, such as pages that are new on its lists, is then seen by
+/// the next system call.
+fn stay_on_a_cpu() -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(0)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus).context("sched_setaffinity")
 }

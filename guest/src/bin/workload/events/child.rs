@@ -92,6 +92,13 @@ impl Line {
             .collect())
     }
 
+    /// Waits until the other side has closed its end: its process has given up its memory before that.
+    pub(crate) fn wait_for_the_end(&mut self) -> Result<()> {
+        let read = self.0.read(&mut [0]).context("the other process does not end")?;
+        ensure!(read == 0, "the other process goes on");
+        Ok(())
+    }
+
     /// Waits until the other side lets it go on.
     pub(crate) fn wait(&mut self) -> Result<()> {
         self.hear(1).map(drop)

@@ -4,10 +4,17 @@
 //! *event × shape of the memory × what the device holds* is a process of its own with an exact result;
 //! docs/events.md shows the matrix.
 
+mod access;
+mod advice;
 mod cell;
 mod child;
+#[cfg(test)]
+mod document;
 mod hammer;
+mod huge;
 mod mapping;
+mod mremap;
+mod proc_files;
 mod process;
 mod scene;
 mod table;
@@ -20,15 +27,31 @@ use crate::scenario::{Run, Shown, patience, step};
 use anyhow::{Context, Result, bail, ensure};
 use cell::Cell;
 use std::collections::BTreeMap;
-use table::{CELLS, Name};
+use std::os::unix::process::ExitStatusExt;
+use table::{CELLS, Memory, Name};
+
+pub(crate) use access::peer;
+pub(crate) use process::after_exec;
 
 /// A machine on which this many cells fail is not worth more time.
 const MAX_FAILURES: usize = 12;
 
+/// `events`: all rows but those of the other scenario.
 pub(crate) fn run(run: &Run) -> Result<Shown> {
+    cells(run, false)
+}
+
+/// `events-pinned`: rows in which the kernel stores to a page that the device may have back already.
+pub(crate) fn pinned(run: &Run) -> Result<Shown> {
+    cells(run, true)
+}
+
+fn cells(run: &Run, pins: bool) -> Result<Shown> {
     let all: Vec<(usize, Name)> = table::cells().enumerate().collect();
     ensure!(all.len() == CELLS, "the matrix has {} cells, not {CELLS}", all.len());
-    let chosen: Vec<_> = all.iter().filter(|(_, name)| name.to_string().contains(&run.only)).collect();
+    keep_pages_as_they_are()?;
+    let chosen = |name: &Name| name.event.pins == pins && name.to_string().contains(&run.only);
+    let chosen: Vec<_> = all.iter().filter(|(_, name)| chosen(name)).collect();
     ensure!(!chosen.is_empty(), "no cell's name contains {:?}", run.only);
     let mut tally = Tally::default();
     for (number, name) in &chosen {
@@ -44,6 +67,12 @@ pub(crate) fn run(run: &Run) -> Result<Shown> {
         }
     }
     tally.judge(chosen.len())
+}
+
+/// Nobody but an event makes huge pages of small ones.
+fn keep_pages_as_they_are() -> Result<()> {
+    const SLEEP: &str = "/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs";
+    std::fs::write(SLEEP, u32::MAX.to_string()).context(SLEEP)
 }
 
 /// How the cells ended.
@@ -109,7 +138,11 @@ fn one(name: Name, seed: u64) -> Result<Ended> {
     let line = process.line(patience())?;
     let counts = line.strip_prefix("passed").with_context(|| line.clone())?;
     let status = process.wait(patience())?;
-    ensure!(status.success(), "it passed, but ended with {status}");
+    let good = match name.event.memory(name.state) {
+        Memory::Ended { signal: Some(signal) } => status.signal() == Some(signal),
+        _ => status.success(),
+    };
+    ensure!(good, "it passed, but ended with {status}");
     let pairs = counts.split_whitespace().map(|pair| {
         let (name, count) = pair.split_once('=').context("no count")?;
         Ok((name.to_owned(), count.parse()?))
@@ -122,10 +155,7 @@ pub(crate) fn child(arguments: &[String]) -> Result<()> {
     let [name, seed] = arguments else { bail!("needs a cell and a seed") };
     let cell = table::cells().find(|cell| cell.to_string() == *name).context("no such cell")?;
     match Cell::run(cell, seed.parse()?) {
-        Ok(counts) => {
-            let counts = counts.iter().map(|(name, count)| format!(" {name}={count}"));
-            tell(&format!("passed{}", counts.collect::<String>()))
-        }
+        Ok(counts) => tell(&Cell::passed(&counts)),
         // Said in one line to whoever started it.
         Err(error) => tell(&format!("{error:#}").replace('\n', " ")).and(Err(error)),
     }

@@ -12,10 +12,18 @@ use nix::errno::Errno;
 use nix::libc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
+/// Since Linux 6.13; the C library's headers are older.
+pub(crate) const MADV_GUARD_INSTALL: i32 = 102;
+pub(crate) const MADV_GUARD_REMOVE: i32 = 103;
+
 /// A huge page.
 pub(crate) const HUGE: u64 = 2 << 20;
 /// Where a cell's memory is: far from everything else.
 const BASE: u64 = 0x2000_0000_0000;
+/// Where events move it to.
+pub(crate) const ELSEWHERE: u64 = 0x2100_0000_0000;
+/// How far that is.
+pub(crate) const DISTANCE: u64 = ELSEWHERE - BASE;
 /// What the device needs besides: indices and old values.
 pub(crate) const AUXILIARY: u64 = 0x2200_0000_0000;
 
@@ -96,17 +104,19 @@ impl Page {
 pub(crate) struct Scene {
     pub(crate) base: u64,
     pub(crate) len: u64,
+    /// Where its second part begins, for events that are about a part.
+    pub(crate) tail: u64,
     pub(crate) pages: Vec<Page>,
 }
 
 impl Scene {
     /// Maps it and fills it by the CPU.
     pub(crate) fn new(shape: Shape, random: &mut Random) -> Result<Self> {
-        let (base, len, pages): (_, _, &[u64]) = match shape {
+        let (base, len, tail, pages): (_, _, _, &[u64]) = match shape {
             // One more, that a part can be cut off.
-            Shape::Page => (BASE, 2 * PAGE, &[0]),
-            Shape::Spans => (BASE - 2 * PAGE, 4 * PAGE, &[0, 1, 2, 3]),
-            Shape::Huge => (BASE, HUGE, &[3, 4, 300]),
+            Shape::Page => (BASE, 2 * PAGE, PAGE, &[0]),
+            Shape::Spans => (BASE - 2 * PAGE, 4 * PAGE, 2 * PAGE, &[0, 1, 2, 3]),
+            Shape::Huge => (BASE, HUGE, HUGE / 2, &[3, 4, 300]),
         };
         map(base, len)?;
         if shape == Shape::Huge {
@@ -116,12 +126,17 @@ impl Scene {
             let (addr, pattern) = (base + index * PAGE, random.next());
             Page { addr, pattern, device: 0, additions: [0; 3] }
         };
-        let scene = Scene { base, len, pages: pages.iter().map(page).collect() };
+        let scene = Scene { base, len, tail: base + tail, pages: pages.iter().map(page).collect() };
         scene.fill(0, Origin::Own);
         if shape == Shape::Huge {
             ensure!(is_huge(base)?, "no huge page is free");
         }
         Ok(scene)
+    }
+
+    /// Pages in the second part.
+    pub(crate) fn pages_in_tail(&self) -> u64 {
+        self.pages.iter().filter(|page| page.addr >= self.tail).count() as u64
     }
 
     /// Writes what the pages of a memory have at first, at a distance from where the scene is.
@@ -154,11 +169,32 @@ fn map_as(addr: u64, len: u64, flags: i32) -> Result<()> {
     Ok(())
 }
 
+/// The same, instead of whatever is there.
+pub(crate) fn map_over(addr: u64, len: u64) -> Result<()> {
+    map_as(addr, len, libc::MAP_PRIVATE | libc::MAP_FIXED).context("mapping over memory of a cell")
+}
+
+/// mremap of memory of a cell, to `to` if that is an address.
+pub(crate) fn remap(addr: u64, len: u64, new_len: u64, to: Option<u64>, flags: i32) -> Result<()> {
+    let fixed = to.map_or(0, |_| libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED);
+    let target = to.unwrap_or(0) as *mut libc::c_void;
+    // SAFETY: the addresses are a cell's own, where no Rust object is.
+    let found =
+        unsafe { libc::mremap(addr as *mut _, len as usize, new_len as usize, flags | fixed, target) };
+    ensure!(found != libc::MAP_FAILED, "mremap: {}", Errno::last());
+    let expected = to.unwrap_or(addr);
+    ensure!(found as u64 == expected, "remapped to {found:?}, not {expected:#x}");
+    Ok(())
+}
+
 /// madvise of memory of a cell.
 pub(crate) fn advise(addr: u64, len: u64, advice: i32) -> Result<()> {
     // SAFETY: the addresses are a cell's own, where no Rust object is.
     let result = unsafe { libc::madvise(addr as *mut _, len as usize, advice) };
-    Errno::result(result).map(drop).with_context(|| format!("madvise {advice}"))
+    // The errno stays what the error is, for callers who expect one.
+    Errno::result(result)
+        .map(drop)
+        .map_err(|errno| anyhow::Error::new(errno).context(format!("madvise {advice}")))
 }
 
 /// mprotect of memory of a cell.
@@ -179,6 +215,15 @@ pub(crate) fn unmap(addr: u64, len: u64) -> Result<()> {
 pub(crate) fn is_mapped(addr: u64) -> bool {
     // SAFETY: MS_ASYNC changes nothing; ENOMEM says that nothing is mapped.
     unsafe { libc::msync(addr as *mut _, PAGE as usize, libc::MS_ASYNC) == 0 }
+}
+
+/// Whether mincore says that a page is in memory.
+pub(crate) fn is_in_memory(addr: u64) -> Result<bool> {
+    let mut found = 0;
+    // SAFETY: one page, so one byte is written.
+    let result = unsafe { libc::mincore(addr as *mut _, PAGE as usize, &mut found) };
+    Errno::result(result).context("mincore")?;
+    Ok(found & 1 == 1)
 }
 
 fn at<'a>(addr: u64) -> &'a AtomicU64 {

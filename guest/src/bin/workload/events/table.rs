@@ -4,16 +4,26 @@
 //! themselves are in the files that have their functions; docs/events.md shows the whole of it.
 
 use super::cell::Cell;
-use super::{mapping, process, touch};
+use super::scene::Scene;
+use super::{access, advice, huge, mapping, mremap, proc_files, process, touch};
 use anyhow::Result;
 use std::fmt;
 use svmx::abi::status::Status;
 
 /// All rows, by the files that they are in.
-pub(crate) const GROUPS: &[&[Event]] = &[touch::EVENTS, process::EVENTS, mapping::EVENTS];
+pub(crate) const GROUPS: &[&[Event]] = &[
+    touch::EVENTS,
+    process::EVENTS,
+    mapping::EVENTS,
+    mremap::EVENTS,
+    advice::EVENTS,
+    huge::EVENTS,
+    access::EVENTS,
+    proc_files::EVENTS,
+];
 
 /// Cells of the whole matrix, so that none vanishes unnoticed.
-pub(crate) const CELLS: usize = 105;
+pub(crate) const CELLS: usize = 1036;
 
 /// Every row.
 pub(crate) fn events() -> impl Iterator<Item = &'static Event> {
@@ -29,12 +39,21 @@ pub(crate) struct Event {
     pub(crate) shapes: &'static [Shape],
     /// What is there afterwards.
     pub(crate) memory: Memory,
+    /// The same in some states, if it differs there.
+    pub(crate) memory_in: &'static [(State, Memory)],
     /// What becomes of what the device holds.
     pub(crate) fates: Fates,
+    /// The same of pages of a huge one, if it differs there.
+    pub(crate) huge: Option<Fates>,
     /// How a command that runs during the event may end as well, because it met a moment in between.
     pub(crate) between: Option<Status>,
     /// States that it can't be tried in, and why.
     pub(crate) absent: &'static [(State, &'static str)],
+    /// Whether the kernel stores to a page that it has pinned, while the device may already have it back: it
+    /// promises no more (make_device_exclusive() in mm/rmap.c: "not handled and not supported").
+    pub(crate) pins: bool,
+    /// What the memory needs besides, before the device gets any of it.
+    pub(crate) before: fn(&Scene) -> Result<()>,
     /// Does it, and checks what only this event has. The rest is checked by whoever calls.
     pub(crate) run: fn(&mut Cell) -> Result<()>,
 }
@@ -46,11 +65,27 @@ impl Event {
         kernel: "",
         shapes: Shape::ALL,
         memory: Memory::Kept,
+        memory_in: &[],
         fates: Fates::TAKEN,
+        huge: None,
         between: None,
         absent: &[],
+        pins: false,
+        before: |_| Ok(()),
         run: |_| Ok(()),
     };
+
+    /// What is there afterwards.
+    pub(crate) fn memory(&self, state: State) -> Memory {
+        let own = self.memory_in.iter().find(|(other, _)| *other == state);
+        own.map_or(self.memory, |(_, memory)| *memory)
+    }
+
+    /// What becomes of the device's entry, if it has one.
+    pub(crate) fn fate(&self, shape: Shape, state: State) -> Option<Fate> {
+        let huge = self.huge.filter(|_| shape == Shape::Huge);
+        huge.unwrap_or(self.fates).of(state)
+    }
 
     /// Why there is nothing to try in this state, if so.
     pub(crate) fn absent(&self, state: State) -> Option<&'static str> {
@@ -119,6 +154,9 @@ pub(crate) enum Shape {
 
 impl Shape {
     pub(crate) const ALL: &'static [Shape] = &[Shape::Page, Shape::Spans, Shape::Huge];
+    /// Where huge pages make no difference.
+    pub(crate) const SMALL: &'static [Shape] = &[Shape::Page, Shape::Spans];
+    pub(crate) const HUGE: &'static [Shape] = &[Shape::Huge];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -134,19 +172,40 @@ impl Shape {
 pub(crate) enum Memory {
     /// What was there, with every addition.
     Kept,
+    /// The same at another address, and nothing at the old one.
+    Moved,
+    /// The same at another address, and zeros at the old one.
+    MovedLeavingZeros,
+    /// Zeros.
+    Zeroed,
+    /// What was at another address.
+    Replaced,
     /// Nothing: commands end with FAULT. What is mapped there next begins with zeros.
     Gone,
+    /// The first part has what was there, the second has nothing.
+    TailGone,
+    /// What was there, for loads; stores and atomics of the device end with PERMISSION.
+    ReadOnly,
     /// What was there, but it can't be reached: commands end with PERMISSION.
     NoAccess,
+    /// Guard pages: commands end with FAULT. Without them it begins with zeros.
+    Guarded,
+    /// The process is gone. Its forked child still has what it got, and memory that comes next is its own.
+    Ended {
+        /// What ended it, if it did not end by itself.
+        signal: Option<i32>,
+    },
 }
 
 impl Memory {
     /// How a command ends that goes on at the old address.
-    pub(crate) fn stops(self) -> Option<Status> {
+    pub(crate) fn stops(self, shape: Shape) -> Option<Status> {
         match self {
-            Memory::Kept => None,
-            Memory::Gone => Some(Status::FAULT),
-            Memory::NoAccess => Some(Status::PERMISSION),
+            Memory::Gone | Memory::Moved | Memory::Guarded => Some(Status::FAULT),
+            // The small page is in the first part.
+            Memory::TailGone if shape != Shape::Page => Some(Status::FAULT),
+            Memory::ReadOnly | Memory::NoAccess => Some(Status::PERMISSION),
+            _ => None,
         }
     }
 }
@@ -156,6 +215,8 @@ impl Memory {
 pub(crate) enum Fate {
     /// It is revoked, once.
     Taken,
+    /// It is revoked, once, in the second part of the memory, where the event is; the others stay.
+    Tail,
     /// It stays, and the next access needs no fault.
     Stays,
 }
@@ -173,6 +234,8 @@ impl Fates {
     pub(crate) const TAKEN: Fates = Fates { readable: Fate::Taken, writable: Fate::Taken, held: Fate::Taken };
     /// Nothing happens to any.
     pub(crate) const STAYS: Fates = Fates { readable: Fate::Stays, writable: Fate::Stays, held: Fate::Stays };
+    /// Entries are taken where the event is.
+    pub(crate) const TAIL: Fates = Fates { readable: Fate::Tail, writable: Fate::Tail, held: Fate::Tail };
     /// What a CPU does to memory by touching it: only exclusive access ends.
     pub(crate) const TOUCHED: Fates = Fates { held: Fate::Taken, ..Fates::STAYS };
 
