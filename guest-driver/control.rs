@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The control queue (spec 8): producers, SYNC tickets, and waiting for a device that may die.
+//! The control queue (spec 8): producers, SYNCs, and waiting for a device that may die.
+//!
+//! Whoever puts entries on the queue gets a *ticket*: the position behind them. To wait until the device has done with them
+//! takes a SYNC behind that position, any SYNC. So one is pushed only by those who wait, and only if none stands there
+//! yet: of all that an event invalidates, in as many spans and contexts as there are, the last is waited for, once.
 
 use super::abi::{
     control::{CompletionWord, ControlEntry, ControlFlags, Sync},
@@ -18,7 +22,7 @@ use kernel::{
 
 /// Entries of the ring, binary logarithm.
 pub(crate) const CONTROL_LOG2: u8 = 9;
-/// Where in `Hw::words` every SYNC writes its ticket.
+/// Where in `Hw::words` every SYNC writes the position that it stands behind.
 const SYNC_WORD: usize = 0;
 /// Where in `Hw::words` the command under way completes. A cache line of its own.
 const COMMAND_WORD: usize = 64;
@@ -51,23 +55,30 @@ pub(crate) struct Control {
 }
 
 struct Ring {
-    /// Free-running.
-    tail: u32,
-    /// Ticket of the last SYNC. They rise in the order of the ring.
-    ticket: u64,
+    /// Entries that were ever pushed. Its lower half is the tail.
+    position: u64,
+    /// The position that the last SYNC stands behind.
+    synced: u64,
+    /// SYNCs that were pushed.
+    syncs: u64,
 }
 
-/// A SYNC that was submitted.
-#[derive(Clone, Copy, Default)]
+/// A position in the control queue: behind some entry.
+#[derive(Clone, Copy, Default, PartialEq, PartialOrd)]
 pub(crate) struct Ticket(u64);
 
 impl Control {
     /// The state that goes with a reset device.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
-            ring <- new_spinlock!(Ring { tail: 0, ticket: 0 }, "svmx::ring"),
+            ring <- new_spinlock!(Ring { position: 0, synced: 0, syncs: 0 }, "svmx::ring"),
             command <- new_mutex!(0, "svmx::command"),
         })
+    }
+
+    /// SYNCs that were pushed.
+    pub(crate) fn syncs(&self) -> u64 {
+        self.ring.lock().syncs
     }
 }
 
@@ -75,25 +86,35 @@ impl Device {
     /// Puts `entries` on the control queue, next to each other. Sleeps while the ring is full.
     ///
     /// Fails with ENODEV if the device is dead or gone; nothing needs to be done about it then.
-    pub(crate) fn submit(&self, entries: &[ControlEntry]) -> Result {
-        self.push(entries, false).map(|_| ())
+    pub(crate) fn submit(&self, entries: &[ControlEntry]) -> Result<Ticket> {
+        self.push(|ring, hw| ring.push(hw, entries, None))
     }
 
-    /// Puts `entries` and a SYNC behind them on the control queue.
+    /// Puts `entries` and a SYNC behind them on the control queue: what is submitted later is executed with the SYNC done.
     pub(crate) fn submit_sync(&self, entries: &[ControlEntry]) -> Result<Ticket> {
-        self.push(entries, true)
+        self.push(|ring, hw| ring.push(hw, entries, Some(Ticket(ring.position + 1))))
     }
 
-    /// Whether the SYNC of `ticket` is done, or the device is dead, which is as good: it makes no
-    /// access to memory any more.
+    /// Makes sure that a SYNC stands behind `ticket`, without waiting for it.
+    fn request_sync(&self, ticket: Ticket) -> Result {
+        self.push(|ring, hw| ring.push(hw, &[], Some(ticket))).map(|_| ())
+    }
+
+    /// Makes sure that a SYNC stands behind everything that is on the queue, if there is room for it now.
+    pub(crate) fn try_request_sync(&self) {
+        self.with_hw(|hw| self.try_push(hw, |ring, hw| ring.push(hw, &[], Some(Ticket(ring.position)))));
+    }
+
+    /// Whether a SYNC behind `ticket` is done, or the device is dead, which is as good: it makes no
+    /// access to memory any more. If none was pushed yet it is not.
     pub(crate) fn is_synced(&self, ticket: Ticket) -> bool {
         self.is_dead() || self.with_hw(|hw| synced(hw, ticket)).unwrap_or(true)
     }
 
-    /// Waits until the SYNC of `ticket` is done or the device is dead.
-    pub(crate) fn wait_synced(&self, ticket: Ticket) {
+    /// Waits until a SYNC behind `ticket` is done, or the device is dead.
+    pub(crate) fn sync(&self, ticket: Ticket) {
         // Death is a good end.
-        let _ = self.wait_for(|hw| synced(hw, ticket));
+        let _ = self.request_sync(ticket).and_then(|()| self.wait_for(|hw| synced(hw, ticket)));
     }
 
     /// Executes a command and waits for its end. For creation and destruction, which are rare.
@@ -115,41 +136,22 @@ impl Device {
         }
     }
 
-    fn push(&self, entries: &[ControlEntry], sync: bool) -> Result<Ticket> {
+    /// Waits until `push` finds room.
+    fn push(&self, push: impl Fn(&mut Ring, &Hw) -> Option<Ticket>) -> Result<Ticket> {
         let mut patience = Patience::new();
         loop {
             if self.is_dead() {
                 return Err(ENODEV);
             }
-            match self.with_hw(|hw| self.try_push(hw, entries, sync)).ok_or(ENODEV)? {
+            match self.with_hw(|hw| self.try_push(hw, &push)).ok_or(ENODEV)? {
                 Some(ticket) => return Ok(ticket),
                 None => patience.wait(self)?,
             }
         }
     }
 
-    /// `None` if the ring is full.
-    fn try_push(&self, hw: &Hw, entries: &[ControlEntry], sync: bool) -> Option<Ticket> {
-        let mut ring = self.control.ring.lock();
-        // A head out of range is a broken device: as if full, until the wait finds it dead.
-        let pending = ring::pending(hw.doorbells.control_head(), ring.tail, CONTROL_LOG2)?;
-        if pending + MAX_BATCH > ring::entries(CONTROL_LOG2) {
-            return None;
-        }
-        for entry in entries {
-            ring.put(hw, *entry);
-        }
-        if sync {
-            ring.ticket = (ring.ticket + 1) % CompletionWord::VALUE_END;
-            let mut entry = ControlEntry::from(Sync::default());
-            entry.flags = ControlFlags::NOTIFY;
-            entry.notify_addr = hw.words.dma() + SYNC_WORD as u64;
-            entry.notify_value = ring.ticket;
-            ring.put(hw, entry);
-        }
-        hw.doorbells.store_control_tail(ring.tail);
-        let ticket = Ticket(ring.ticket);
-        drop(ring);
+    fn try_push(&self, hw: &Hw, push: impl Fn(&mut Ring, &Hw) -> Option<Ticket>) -> Option<Ticket> {
+        let ticket = push(&mut self.control.ring.lock(), hw)?;
         hw.doorbells.kick_if_needed(&hw.regs);
         Some(ticket)
     }
@@ -165,20 +167,56 @@ impl Device {
 }
 
 impl Ring {
+    /// Pushes `entries`, and a SYNC if none stands behind `sync`. Returns the position behind them; `None` if there is no
+    /// room for them.
+    fn push(&mut self, hw: &Hw, entries: &[ControlEntry], sync: Option<Ticket>) -> Option<Ticket> {
+        let sync = sync.is_some_and(|ticket| ticket.0 > self.synced);
+        if entries.is_empty() && !sync {
+            return Some(Ticket(self.position));
+        }
+        // A head out of range is a broken device: as if full, until the wait finds it dead.
+        let pending = ring::pending(hw.doorbells.control_head(), self.tail(), CONTROL_LOG2)?;
+        if pending + MAX_BATCH > ring::entries(CONTROL_LOG2) {
+            return None;
+        }
+        for entry in entries {
+            self.put(hw, *entry);
+        }
+        if sync {
+            self.put_sync(hw);
+        }
+        hw.doorbells.store_control_tail(self.tail());
+        Some(Ticket(self.position))
+    }
+
+    fn put_sync(&mut self, hw: &Hw) {
+        let mut entry = ControlEntry::from(Sync::default());
+        entry.flags = ControlFlags::NOTIFY;
+        entry.notify_addr = hw.words.dma() + SYNC_WORD as u64;
+        entry.notify_value = (self.position + 1) % CompletionWord::VALUE_END;
+        self.put(hw, entry);
+        self.synced = self.position;
+        self.syncs += 1;
+    }
+
     /// Writes the entry at the tail. The caller has seen that there is room.
     fn put(&mut self, hw: &Hw, entry: ControlEntry) {
-        let slot = ring::slot(self.tail, CONTROL_LOG2) as usize;
+        let slot = ring::slot(self.tail(), CONTROL_LOG2) as usize;
         hw.control.write(slot * size_of::<ControlEntry>(), entry);
-        self.tail = self.tail.wrapping_add(1);
+        self.position += 1;
+    }
+
+    fn tail(&self) -> u32 {
+        self.position as u32
     }
 }
 
-/// The word holds the ticket of the last SYNC that is done. The acquire load's partner is the
+/// The word holds the position of the last SYNC that is done. The acquire load's partner is the
 /// device's release store: what it wrote to memory before is visible.
 fn synced(hw: &Hw, ticket: Ticket) -> bool {
     let done = CompletionWord(hw.words.word(SYNC_WORD).load(Acquire)).value();
-    // Tickets are numbers modulo VALUE_END, and far fewer than half of them are outstanding.
-    let ahead = (done + CompletionWord::VALUE_END - ticket.0) % CompletionWord::VALUE_END;
+    // The word holds positions modulo VALUE_END, and far fewer than half of them are outstanding.
+    let ahead = done.wrapping_sub(ticket.0) % CompletionWord::VALUE_END;
     ahead < CompletionWord::VALUE_END / 2
 }
 

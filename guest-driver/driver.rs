@@ -155,7 +155,8 @@ struct Number(u32);
 
 /// One for each number that is taken, else zero.
 static NUMBERS: [Atomic<i32>; MAX_DEVICES] = [const { Atomic::new(0) }; MAX_DEVICES];
-const MAX_DEVICES: usize = 64;
+/// Devices that can be bound at the same time.
+pub(crate) const MAX_DEVICES: usize = 64;
 
 impl Number {
     fn take() -> Result<Self> {

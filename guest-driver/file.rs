@@ -274,6 +274,7 @@ fn stats(context: &Context, arg: UserPtr) -> Result {
     let mut stats = KBox::<uapi::Stats>::zeroed(GFP_KERNEL)?;
     stats.size = head.0;
     context.stats.copy_to(&mut stats);
+    stats.syncs = context.device.control.syncs();
     writer.write(&*stats)
 }
 

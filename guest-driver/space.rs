@@ -5,14 +5,17 @@
 use super::device::Device;
 use super::mm::Owner;
 use super::pagetable::{PageTable, Table};
-use super::span::{Shared, Span, SpanNotifier, SPAN};
+use super::span::{invalidate, Shared, Span, SpanNotifier, SPAN};
 use super::stats::Stats;
 use super::trace::Reason;
 use kernel::{mm::MmWithUser, prelude::*, rbtree::RBTree, sync::Arc};
 
-/// Most spans of a context: 16 GiB in use at the same time. One more evicts another, so that a process
-/// can't make the driver keep more than some 40 MiB for it, wherever it maps and unmaps memory.
-const MAX_SPANS: usize = 8192;
+/// Most spans of a context unless the module's parameter `max_spans` says otherwise: 16 GiB in use at the same time.
+/// More evict others, so that a process can't make the driver keep more than some 40 MiB for it, wherever it maps and
+/// unmaps memory.
+pub(crate) const MAX_SPANS: u32 = 8192;
+/// Most spans that are evicted at a time: one SYNC serves them all.
+const EVICTED: usize = 8;
 
 /// Page table and spans. Used by whoever grants pages and, when that has ended, by the context's end.
 pub(crate) struct Space {
@@ -45,8 +48,9 @@ impl Space {
 
     /// Makes the span of `va`, which is not there. Sleeps.
     pub(crate) fn make(&mut self, mm: &MmWithUser, owner: Owner, va: u64) -> Result<Arc<SpanNotifier>> {
-        if self.count >= MAX_SPANS {
-            self.evict();
+        let max = super::max_spans();
+        if self.count >= max {
+            self.evict((max / EVICTED).clamp(1, EVICTED));
         }
         let base = base(va);
         let table = Table::new(self.device.pci())?;
@@ -64,31 +68,48 @@ impl Space {
         Ok(span)
     }
 
-    /// Takes one span away from the device and frees it. Its pages fault again.
-    fn evict(&mut self) {
-        let next = self.spans.cursor_lower_bound(&self.hand).map(|cursor| *cursor.current().0);
-        let Some(base) = next.or_else(|| self.spans.keys().next().copied()) else { return };
-        self.hand = base + SPAN;
-        let Some(span) = self.spans.remove(&base) else { return };
-        self.count -= 1;
-        let retired = self.table.detach(base);
-        let ticket = span.lock().retire(span.shared(), Reason::Evicted);
-        if let Ok(ticket) = ticket {
-            self.device.wait_synced(ticket);
+    /// Takes `count` spans, at most `EVICTED`, away from the device and frees them. Their pages fault again.
+    fn evict(&mut self, count: usize) {
+        let mut evicted = [const { None }; EVICTED];
+        let mut last = None;
+        for slot in evicted.iter_mut().take(count) {
+            let Some((base, span)) = self.take_next() else { break };
+            let retired = self.table.detach(base);
+            // A dead device uses none of it.
+            last = span.lock().retire(span.shared(), Reason::Evicted).ok().or(last);
+            *slot = Some((span, retired));
+            self.stats.evictions.bump();
         }
-        // Only now is the device done with the tables, which go with `retired` and the span.
-        drop(retired);
+        if let Some(ticket) = last {
+            self.device.sync(ticket);
+        }
+        // Only now is the device done with the tables, which go with the spans.
+        drop(evicted);
     }
 
-    /// Gives up all spans. No queue of the context is left, so the device uses none of the pages; the
+    /// Takes the span out that is next to be evicted.
+    fn take_next(&mut self) -> Option<(u64, Arc<SpanNotifier>)> {
+        let next = self.spans.cursor_lower_bound(&self.hand).map(|cursor| *cursor.current().0);
+        let base = next.or_else(|| self.spans.keys().next().copied())?;
+        self.hand = base + SPAN;
+        self.count -= 1;
+        Some((base, self.spans.remove(&base)?))
+    }
+
+    /// Gives up all spans. No queue of the context is left, so the device looks nothing up in the page table any more; the
     /// context is still there and is to be destroyed before this is dropped.
     pub(crate) fn clear(&mut self) {
+        // Nothing of it is cached behind this, and nothing comes anew.
+        let everything = invalidate(self.asid, 0..u64::MAX);
+        if let Ok(ticket) = self.device.submit(&[everything]) {
+            self.device.sync(ticket);
+        }
         let mut cursor = self.spans.cursor_front_mut();
         while let Some(current) = cursor {
             let (rest, node) = current.remove_current();
             let (_, span) = node.to_key_value();
             // Pages get dirty that the device wrote, while the notifier still keeps them mapped.
-            let _ = span.lock().retire(span.shared(), Reason::Ended);
+            span.lock().abandon(span.shared(), Reason::Ended);
             drop(span);
             cursor = rest;
         }

@@ -9,13 +9,14 @@ use super::abi::{
     control::{ControlEntry, TlbInvalidate},
     fault::AccessKind,
     pci,
-    pte::{self, Access, Pte},
+    pte::{self, Pte},
 };
 use super::control::Ticket;
 use super::device::Device;
 use super::hw::Stopwatch;
 use super::live::{Kind, Live};
 use super::mm::{self, Cause, IntervalNotifier, Mirror};
+use super::owing;
 use super::pagetable::Table;
 use super::stats::Stats;
 use super::trace::{self, Reason};
@@ -45,13 +46,13 @@ pub(crate) struct Span {
     mapped: u32,
     /// A bit for each entry that was mapped before the device asked for it.
     ahead: [u64; pte::ENTRIES / 64],
-    /// SYNC behind the last TLB_INVALIDATE. Until it is done the device may still use what was
+    /// Behind the last TLB_INVALIDATE. Until a SYNC behind it is done the device may still use what was
     /// mapped, although the entries are clear: whoever comes later waits for it as well.
     last: Ticket,
     _live: Live,
 }
 
-/// A SYNC to wait for.
+/// A TLB_INVALIDATE to wait for.
 #[derive(Clone, Copy)]
 pub(crate) struct Pending {
     ticket: Ticket,
@@ -155,15 +156,20 @@ impl Span {
         before
     }
 
-    /// Clears everything, and makes the device forget the leaf table too, which was detached before.
+    /// Clears everything, and makes the device forget the leaf table too, which was detached before. The caller waits.
     pub(crate) fn retire(&mut self, shared: &Shared, reason: Reason) -> Result<Ticket> {
-        self.retired = true;
         let range = self.base..self.base + SPAN;
-        self.clear(shared, range.clone(), reason);
-        let ticket = shared.device.submit_sync(&[invalidate(shared.asid, range)])?;
+        self.abandon(shared, reason);
+        let ticket = shared.device.submit(&[invalidate(shared.asid, range)])?;
         // A notifier that finds nothing mapped now has to wait for this.
         self.last = ticket;
         Ok(ticket)
+    }
+
+    /// Clears everything. The device does not use it: it was detached, or no queue is left.
+    pub(crate) fn abandon(&mut self, shared: &Shared, reason: Reason) {
+        self.retired = true;
+        self.clear(shared, self.base..self.base + SPAN, reason);
     }
 
     /// Clears the entries of `range` and marks the pages dirty that the device may have written.
@@ -216,13 +222,16 @@ impl Mirror for Span {
         shared.stats.invalidations.bump();
         let cleared = Cleared { since: Stopwatch::start(), start: range.start, end: range.end, cause };
         // A dead device does not use the page any more.
-        let ticket = shared.device.submit_sync(&[invalidate(shared.asid, range)]).ok()?;
+        let ticket = shared.device.submit(&[invalidate(shared.asid, range)]).ok()?;
         self.last = ticket;
+        owing::owes(&shared.device);
         Some(Pending { ticket, cleared: Some(cleared) })
     }
 
     fn wait(shared: &Shared, pending: Pending) {
-        shared.device.wait_synced(pending.ticket);
+        // The first of an event's waits: all its entries are on the queues by now.
+        owing::ask_all();
+        shared.device.sync(pending.ticket);
         if let Some(cleared) = pending.cleared {
             let ns = cleared.since.ns();
             shared.stats.revoke_ns.record(ns);
@@ -231,6 +240,7 @@ impl Mirror for Span {
     }
 }
 
-fn invalidate(asid: u32, range: Range<u64>) -> ControlEntry {
+/// Makes the device forget what it knows of a range.
+pub(crate) fn invalidate(asid: u32, range: Range<u64>) -> ControlEntry {
     TlbInvalidate { asid, va: range.start, len: range.end - range.start, ..Default::default() }.into()
 }

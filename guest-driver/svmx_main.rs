@@ -22,6 +22,7 @@ mod live;
 mod mm;
 mod mmap;
 mod outlook;
+mod owing;
 mod pagetable;
 mod queue;
 mod regs;
@@ -45,6 +46,7 @@ struct SvmxModule {
 
 impl kernel::InPlaceModule for SvmxModule {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        owing::init();
         try_pin_init!(Self {
             _leaks: live::LeakCheck,
             // Before the first device can be found.
@@ -59,6 +61,11 @@ fn protection_off() -> bool {
     hw::compat::parameter(&module_parameters::unsafe_map_without_exclusive_access) != 0
 }
 
+/// Most spans that a context has at the same time.
+fn max_spans() -> usize {
+    hw::compat::parameter(&module_parameters::max_spans).max(1) as usize
+}
+
 module! {
     type: SvmxModule,
     name: "svmx",
@@ -70,6 +77,10 @@ module! {
         unsafe_map_without_exclusive_access: u8 {
             default: 0,
             description: "Serve atomics WITHOUT exclusive access. Loses updates. For the negative control of tests only",
+        },
+        max_spans: u32 {
+            default: crate::space::MAX_SPANS,
+            description: "Most 2 MiB spans of memory that a context has mapped at the same time; beyond that others are unmapped",
         },
     },
 }

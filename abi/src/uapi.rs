@@ -168,6 +168,10 @@ pub struct Stats {
     pub ahead: u64,
     /// Out: those of them that were invalidated afterwards, used or not.
     pub ahead_lost: u64,
+    /// Out: spans of 2 MiB that were unmapped because the context had too many.
+    pub evictions: u64,
+    /// Out: SYNCs that the driver has put on the device's control queue, for all contexts.
+    pub syncs: u64,
     /// Out: time to obtain one page: step 1 to the device PTE.
     pub grant_ns: Histogram,
     /// Out: time of an invalidation: PTE cleared to SYNC seen.
@@ -175,4 +179,4 @@ pub struct Stats {
     /// Out: time from the fault's arrival in the driver to its REPLAY.
     pub replay_ns: Histogram,
 }
-const _: () = assert!(size_of::<Stats>() == 88 + 3 * 8 * hist::BUCKETS);
+const _: () = assert!(size_of::<Stats>() == 104 + 3 * 8 * hist::BUCKETS);

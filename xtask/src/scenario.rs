@@ -177,6 +177,18 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         ..ROW
     },
     Scenario {
+        name: "spans",
+        shows: "an event over 50 spans on two devices: one SYNC of each device",
+        devices: 2,
+        ..ROW
+    },
+    Scenario {
+        name: "spans-evicted",
+        shows: "a driver that keeps 8 spans, 50 in use by CPU and device: nothing is lost",
+        module: "max_spans=8",
+        ..ROW
+    },
+    Scenario {
         name: "reload",
         shows: "the driver unloads when unused and refuses when used, 20 rounds",
         ..ROW

@@ -85,6 +85,8 @@ pub(crate) fn statistics(stats: &Stats, suffix: &str) {
     number("invalidations", stats.invalidations);
     number("ahead", stats.ahead);
     number("ahead_lost", stats.ahead_lost);
+    number("evictions", stats.evictions);
+    number("device_syncs", stats.syncs);
     let histograms =
         [("grant_ns", &stats.grant_ns), ("revoke_ns", &stats.revoke_ns), ("replay_ns", &stats.replay_ns)];
     for (name, histogram) in histograms {

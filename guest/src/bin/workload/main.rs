@@ -23,6 +23,7 @@ mod process;
 mod random;
 mod reload;
 mod scenario;
+mod spans;
 mod tracing;
 mod two_devices;
 mod two_processes;

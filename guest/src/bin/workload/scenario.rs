@@ -5,7 +5,7 @@
 use crate::link;
 use crate::{
     atomics, counter, device_dies, device_silent, device_stops, discard, events, exit_while_busy, garbage,
-    hmm_baseline, litmus, looking, reload, two_devices, two_processes,
+    hmm_baseline, litmus, looking, reload, spans, two_devices, two_processes,
 };
 use anyhow::Result;
 use std::process::ExitCode;
@@ -147,6 +147,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "events-pinned",
         shows: "what the kernel stores to pages that it has pinned is there, and nothing that the device did is lost",
         run: events::pinned,
+    },
+    Scenario {
+        name: "spans",
+        shows: "an event over many spans on two devices is waited for once",
+        run: spans::waits,
+    },
+    Scenario {
+        name: "spans-evicted",
+        shows: "a driver that keeps few spans evicts others, and nothing is lost",
+        run: spans::evicted,
     },
     Scenario {
         name: "garbage",
