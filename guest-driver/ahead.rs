@@ -2,10 +2,11 @@
 
 //! Look-ahead: pages that a command will need are obtained together with the one that it faulted on.
 
+use super::abi::status::Status;
 use super::context::Context;
 use super::faultq::Fault;
-use super::grant::{grant, Outcome, Wanted};
-use super::outlook::{Hint, Outlook};
+use super::grant::{grant_all, Wanted, MAX_HELD};
+use super::outlook::{Hint, Outlook, MAX_WINDOW};
 use kernel::{alloc::flags::GFP_ATOMIC, mm::MmWithUser, prelude::*};
 use pin_init::Zeroable;
 
@@ -50,28 +51,50 @@ impl Context {
     }
 }
 
-/// Obtains pages that the fault's command will need next: before its own, whose REPLAY then sets the queue going
+/// Obtains pages that the faults' commands will need next: before their own, whose REPLAYs then set the queues going
 /// with all of them. Each is tried once, and whatever is wrong with it is said when it faults itself.
-pub(crate) fn look_ahead(context: &Context, mm: &MmWithUser, fault: &Fault) {
-    // The device looks ahead when it has reported the fault, so its records come a little later.
+///
+/// All of them together are a window at most, and it ends early when another fault comes. So a queue that looks far
+/// ahead delays the others of its context by the pages of one hold at most.
+pub(crate) fn look_ahead(context: &Context, mm: &MmWithUser, faults: &[Fault]) {
+    // The device looks ahead when it has reported a fault, so its records come a little later.
     context.device.drain_faults();
-    let mut left = match context.outlooks.lock().of(fault.queue) {
-        Some(outlook) => outlook.begin(fault.id, fault.va),
-        None => return,
-    };
-    while left > 0 && !context.is_ending() {
-        left -= 1;
+    let share = MAX_WINDOW / faults.len().max(1);
+    for fault in faults {
         // A statement of its own: the lock is released at its end.
-        let next = context.outlooks.lock().of(fault.queue).and_then(Outlook::next);
-        let Some((page, access)) = next else { return };
-        match grant(context, mm, &Wanted { page, access, faults: &[], ahead: true }) {
-            Ok(Outcome::Granted) => {
-                if let Some(outlook) = context.outlooks.lock().of(fault.queue) {
-                    outlook.note_obtained(page);
-                }
-            }
-            Ok(Outcome::Present | Outcome::Raced) => {}
-            Err(_) => return,
-        }
+        let window = context.outlooks.lock().of(fault.queue).map(|outlook| outlook.begin(fault.id, fault.va));
+        let most = window.unwrap_or(0).min(share);
+        // If it fails, the queue learns why when it comes to the page.
+        let _ = obtain(context, mm, fault.queue, most);
     }
+}
+
+/// Obtains the queue's next pages, `most` at most.
+fn obtain(context: &Context, mm: &MmWithUser, queue: u32, most: usize) -> Result<(), Status> {
+    let mut left = most;
+    while left > 0 && !context.has_fault() {
+        let mut pages = [Wanted::NOTHING; MAX_HELD];
+        let mut count = next(context, queue, pages.iter_mut().take(left));
+        if count == 0 {
+            context.device.drain_faults();
+            count = next(context, queue, pages.iter_mut().take(left));
+        }
+        if count == 0 {
+            break;
+        }
+        left -= count;
+        grant_all(context, mm, pages.get(..count).unwrap_or(&[]))?;
+    }
+    Ok(())
+}
+
+/// Takes what the queue will need next. Returns how many pages that is.
+fn next<'a, 'b: 'a>(context: &Context, queue: u32, pages: impl Iterator<Item = &'a mut Wanted<'b>>) -> usize {
+    let mut outlooks = context.outlooks.lock();
+    let Some(outlook) = outlooks.of(queue) else { return 0 };
+    let next = core::iter::from_fn(|| outlook.next());
+    pages
+        .zip(next)
+        .map(|(slot, (page, access))| *slot = Wanted { page, access, faults: &[], ahead: true })
+        .count()
 }

@@ -55,7 +55,7 @@ pub(crate) struct Context {
     /// `None` once the context has ended. Never taken by notifiers, so that memory is allocated under it.
     #[pin]
     pub(crate) space: Mutex<Option<Space>>,
-    /// Faults to serve. Innermost lock, for a push or a pop.
+    /// Faults to serve, those of one page next to each other ([`Fault::order`]). Innermost lock, for an insertion or a swap.
     #[pin]
     faults: SpinLock<KVec<Fault>>,
     /// Pages that will be needed. Innermost lock, for a look-up or a change.
@@ -201,11 +201,19 @@ impl Context {
     /// Takes a fault for the work item to serve.
     pub(crate) fn push_fault(self: &Arc<Self>, fault: Fault) {
         self.stats.faults.bump();
-        // A queue has one fault outstanding, which bounds the list.
-        if self.faults.lock().push(fault, GFP_ATOMIC).is_err() {
+        if self.insert_fault(fault).is_err() {
             return self.cancel(&fault, Status::NO_RESOURCES);
         }
         self.queue_work();
+    }
+
+    fn insert_fault(&self, fault: Fault) -> Result {
+        let mut faults = self.faults.lock();
+        // A queue has one fault outstanding, which bounds the list.
+        faults.reserve(1, GFP_ATOMIC)?;
+        let index = faults.partition_point(|other| other.order() <= fault.order());
+        // There is room, and the index is not beyond the end.
+        faults.insert_within_capacity(index, fault).map_err(|_| ENOMEM)
     }
 
     /// Makes the work item run, again if it runs now.
@@ -216,9 +224,9 @@ impl Context {
         }
     }
 
-    /// The oldest fault that is not served.
-    pub(crate) fn pop_fault(&self) -> Option<Fault> {
-        self.faults.lock().remove(0).ok()
+    /// Takes all faults that are not served, and gives an empty list for further ones.
+    pub(crate) fn swap_faults(&self, empty: &mut KVec<Fault>) {
+        core::mem::swap(&mut *self.faults.lock(), empty);
     }
 
     /// Whether there is a fault to serve.

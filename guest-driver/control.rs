@@ -26,8 +26,9 @@ pub(crate) const CONTROL_LOG2: u8 = 9;
 const SYNC_WORD: usize = 0;
 /// Where in `Hw::words` the command under way completes. A cache line of its own.
 const COMMAND_WORD: usize = 64;
-/// Most entries that one submission has, the SYNC included.
-const MAX_BATCH: u32 = 3;
+/// Most entries that one submission has, besides a SYNC: REPLAYs of one page, each for another queue. More are several
+/// submissions, which costs a doorbell each.
+pub(crate) const MAX_ENTRIES: usize = 8;
 
 /// A wait spins this long before it sleeps: about what a device that polls takes to answer.
 const SPIN_NS: u64 = 10_000;
@@ -112,7 +113,7 @@ impl Device {
     }
 
     /// Waits until a SYNC behind `ticket` is done, or the device is dead.
-    pub(crate) fn sync(&self, ticket: Ticket) {
+    pub(crate) fn wait_synced(&self, ticket: Ticket) {
         // Death is a good end.
         let _ = self.request_sync(ticket).and_then(|()| self.wait_for(|hw| synced(hw, ticket)));
     }
@@ -176,7 +177,7 @@ impl Ring {
         }
         // A head out of range is a broken device: as if full, until the wait finds it dead.
         let pending = ring::pending(hw.doorbells.control_head(), self.tail(), CONTROL_LOG2)?;
-        if pending + MAX_BATCH > ring::entries(CONTROL_LOG2) {
+        if pending + MAX_ENTRIES as u32 + 1 > ring::entries(CONTROL_LOG2) {
             return None;
         }
         for entry in entries {

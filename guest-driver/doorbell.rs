@@ -73,6 +73,11 @@ impl Doorbells {
         mb(Full);
     }
 
+    /// Takes the asking back. The device may have taken it just before: an interrupt may come all the same.
+    pub(crate) fn disarm_faults(&self) {
+        self.driver_word(driver::FAULT_ARM).store(0, Relaxed);
+    }
+
     /// Asks for one interrupt when a completion comes. The caller must look at the ring once more.
     pub(crate) fn arm_completions(&self, queue: u32) {
         self.queue_word(queue, queue::CQ_ARM).store(1, Relaxed);

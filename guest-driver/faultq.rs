@@ -3,21 +3,27 @@
 //! The fault queue's consumer (spec 7): takes records and hands them to their contexts.
 
 use super::abi::{
-    control::{Cancel, Replay},
+    control::{Cancel, ControlEntry, Replay},
     fault::{AccessKind, FaultHead, FaultRecord},
+    pci,
     pte::Pte,
     ring,
     status::Status,
 };
+use super::control::MAX_ENTRIES;
 use super::device::{Device, Hw};
 use super::hw::Stopwatch;
 use super::outlook::Hint;
 use super::stats::Stats;
 use super::trace;
+use core::cmp::Reverse;
 use kernel::{
     new_spinlock,
     prelude::*,
-    sync::{atomic::Acquire, SpinLock},
+    sync::{
+        atomic::{Acquire, Atomic, Full},
+        SpinLock,
+    },
 };
 
 /// Entries of the ring, binary logarithm. A queue has one fault outstanding, so that it is never full
@@ -30,6 +36,8 @@ pub(crate) struct FaultQueue {
     /// Free-running. Taken for one record's copy; nothing sleeps under it.
     #[pin]
     head: SpinLock<u32>,
+    /// How many poll it: see [`Device::poll_faults`].
+    pollers: Atomic<i32>,
 }
 
 /// A fault that wants an answer.
@@ -44,10 +52,28 @@ pub(crate) struct Fault {
     pub(crate) arrived: Stopwatch,
 }
 
+/// Somebody who looks at the fault queue all the time.
+pub(crate) struct Polling<'a>(&'a Device);
+
+impl Drop for Polling<'_> {
+    fn drop(&mut self) {
+        if self.0.fault_queue.pollers.fetch_sub(1, Full) == 1 {
+            self.0.arm();
+        }
+    }
+}
+
+impl Fault {
+    /// First those of the lowest page, and among them those of the strongest access: what it gets is enough for the others.
+    pub(crate) fn order(&self) -> (u64, Reverse<u8>) {
+        (pci::page_base(self.va), Reverse(self.access.0))
+    }
+}
+
 impl FaultQueue {
     /// The state that goes with a reset device and a zeroed ring.
     pub(crate) fn new() -> impl PinInit<Self> {
-        pin_init!(Self { head <- new_spinlock!(0, "svmx::fault_head") })
+        pin_init!(Self { head <- new_spinlock!(0, "svmx::fault_head"), pollers: Atomic::new(0) })
     }
 }
 
@@ -66,15 +92,33 @@ impl Device {
         }
     }
 
-    /// Drains, and asks for an interrupt when there is more (spec 4.4).
+    /// The fault interrupt came, or may have been missed: drains, and asks for the next one unless somebody polls.
     pub(crate) fn drain_and_arm(&self) {
+        self.drain_faults();
+        if self.fault_queue.pollers.load(Acquire) == 0 {
+            self.arm();
+        }
+    }
+
+    /// Asks for an interrupt when there is more (spec 4.4).
+    fn arm(&self) {
         loop {
-            self.drain_faults();
             self.with_hw(|hw| hw.doorbells.arm_faults());
             if !self.has_fault() {
                 return;
             }
+            self.drain_faults();
         }
+    }
+
+    /// Begins to poll the fault queue: no interrupt until the last one ends that polls.
+    ///
+    /// Everybody who takes the arming away is a poller by then, and the last to end, after all of them, arms and looks
+    /// once more. Whoever else arms meanwhile causes an interrupt that was not needed.
+    pub(crate) fn poll_faults(&self) -> Polling<'_> {
+        self.fault_queue.pollers.fetch_add(1, Full);
+        self.with_hw(|hw| hw.doorbells.disarm_faults());
+        Polling(self)
     }
 
     /// Whether a record is there that was not taken.
@@ -85,13 +129,22 @@ impl Device {
 
     /// Answers faults with `entry`. If it is in the table, the caller holds the lock of its span.
     pub(crate) fn replay(&self, stats: &Stats, faults: &[Fault], entry: Pte) {
-        for fault in faults {
-            let replay =
-                Replay { queue: fault.queue, fault_id: fault.id, pte: entry.0, ..Default::default() };
+        if faults.is_empty() {
+            return;
+        }
+        for faults in faults.chunks(MAX_ENTRIES) {
+            let mut entries = [ControlEntry::default(); MAX_ENTRIES];
+            for (slot, fault) in entries.iter_mut().zip(faults) {
+                let (queue, fault_id) = (fault.queue, fault.id);
+                *slot = Replay { queue, fault_id, pte: entry.0, ..Default::default() }.into();
+            }
             // A dead device waits for no answer.
-            let _ = self.submit(&[replay.into()]);
-            stats.replays.bump();
-            let ns = fault.arrived.ns();
+            let _ = self.submit(entries.get(..faults.len()).unwrap_or(&[]));
+        }
+        let now = Stopwatch::start();
+        stats.replays.add(faults.len() as u64);
+        for fault in faults {
+            let ns = fault.arrived.ns_until(&now);
             stats.replay_ns.record(ns);
             trace::replay(self.number(), fault, entry, ns);
         }
@@ -134,7 +187,12 @@ impl Device {
 }
 
 fn hint(record: &FaultRecord) -> Hint {
-    Hint { fault_id: record.fault_id, pages: record.pages, va: record.va, access: record.head.access() }
+    Hint {
+        fault_id: record.fault_id,
+        pages: record.pages.try_into().unwrap_or(u16::MAX),
+        va: record.va,
+        access: record.head.access(),
+    }
 }
 
 /// The first word of the record at `head`, if it is written. The acquire load's partner is the

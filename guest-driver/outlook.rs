@@ -4,7 +4,7 @@
 //! with a fault.
 //!
 //! The device reports such a page once in a command, so what is not obtained at once is kept, in the order in
-//! which the command comes there. How many pages are obtained with one fault is the queue's *window*. It is halved when the
+//! which the command comes there. How many pages are tried with one fault is the queue's *window*. It is halved when the
 //! queue faults on a page of its last window, which was taken back before the command came there, and doubles when the
 //! queue faults on another one, having used them all. So a command that is alone with its memory soon has few
 //! faults, and one that shares each page with busy CPUs takes only what it is about to use.
@@ -14,11 +14,11 @@
 use super::abi::{fault::AccessKind, pci};
 use zerocopy_derive::FromZeros;
 
-/// Most pages that are obtained with one fault, its own included; and what the device is told to report.
+/// Most pages that are tried with one fault, its own included; and what the device is told to report.
 pub(crate) const MAX_WINDOW: usize = 1 << MAX_WINDOW_LOG2;
-const MAX_WINDOW_LOG2: u32 = 6;
-/// Most records that are kept: those of two faults. The pages of those beyond fault, one by one.
-const MAX_HINTS: usize = 2 * MAX_WINDOW;
+const MAX_WINDOW_LOG2: u32 = 8;
+/// Most records that are kept: those of one fault at least. The pages of those beyond fault, one by one.
+const MAX_HINTS: usize = MAX_WINDOW;
 
 /// Pages in a row that a queue will need.
 #[derive(Clone, Copy, FromZeros)]
@@ -26,11 +26,12 @@ const MAX_HINTS: usize = 2 * MAX_WINDOW;
 pub(crate) struct Hint {
     /// Of the fault that it came with.
     pub(crate) fault_id: u32,
-    pub(crate) pages: u32,
+    pub(crate) pages: u16,
+    pub(crate) access: AccessKind,
     /// On the first of them.
     pub(crate) va: u64,
-    pub(crate) access: AccessKind,
 }
+const _: () = assert!(size_of::<Hint>() == 16);
 
 /// What is known of a queue's next pages. All zeroes: nothing, of queue 0.
 #[derive(FromZeros)]
@@ -41,11 +42,11 @@ pub(crate) struct Outlook {
     /// Those that are not used up: `start..end`.
     start: usize,
     end: usize,
-    /// Pages to be obtained with a fault, its own included, as a binary logarithm.
+    /// Pages to be tried with a fault, its own included, as a binary logarithm.
     window_log2: u32,
-    /// The pages that were obtained with the last fault.
-    obtained: [u64; MAX_WINDOW],
-    obtained_count: usize,
+    /// The pages that were tried with the last fault.
+    tried: [u64; MAX_WINDOW],
+    tried_count: usize,
 }
 
 impl Outlook {
@@ -62,16 +63,16 @@ impl Outlook {
         }
     }
 
-    /// A fault at `va` is to be served: how many further pages to obtain with it.
+    /// A fault at `va` is to be served: how many further pages to try with it.
     pub(crate) fn begin(&mut self, fault_id: u32, va: u64) -> usize {
         let page = pci::page_base(va);
-        let lost = self.obtained().contains(&page);
+        let lost = self.tried().contains(&page);
         if lost {
             self.window_log2 = self.window_log2.saturating_sub(1);
-        } else if self.obtained_count + 1 >= 1 << self.window_log2 {
+        } else if self.tried_count + 1 >= 1 << self.window_log2 {
             self.window_log2 = (self.window_log2 + 1).min(MAX_WINDOW_LOG2);
         }
-        self.obtained_count = 0;
+        self.tried_count = 0;
         self.forget_before(fault_id, page, lost);
         (1 << self.window_log2) - 1
     }
@@ -87,12 +88,21 @@ impl Outlook {
         };
         // It is obtained by its own fault.
         if self.hints().first().is_some_and(|hint| pci::page_base(hint.va) == page) {
-            self.next();
+            self.pop();
         }
     }
 
-    /// The next page, and what is wanted there.
+    /// The next page, and what is wanted there. It belongs to the window now.
     pub(crate) fn next(&mut self) -> Option<(u64, AccessKind)> {
+        let (page, access) = self.pop()?;
+        if let Some(slot) = self.tried.get_mut(self.tried_count) {
+            *slot = page;
+            self.tried_count += 1;
+        }
+        Some((page, access))
+    }
+
+    fn pop(&mut self) -> Option<(u64, AccessKind)> {
         let hint = self.hints.get_mut(self.start..self.end)?.first_mut()?;
         let next = (pci::page_base(hint.va), hint.access);
         if hint.pages > 1 {
@@ -104,20 +114,12 @@ impl Outlook {
         Some(next)
     }
 
-    /// A page was obtained ahead.
-    pub(crate) fn note_obtained(&mut self, page: u64) {
-        if let Some(slot) = self.obtained.get_mut(self.obtained_count) {
-            *slot = page;
-            self.obtained_count += 1;
-        }
-    }
-
     fn hints(&self) -> &[Hint] {
         self.hints.get(self.start..self.end).unwrap_or(&[])
     }
 
-    fn obtained(&self) -> &[u64] {
-        self.obtained.get(..self.obtained_count).unwrap_or(&[])
+    fn tried(&self) -> &[u64] {
+        self.tried.get(..self.tried_count).unwrap_or(&[])
     }
 }
 

@@ -5,7 +5,7 @@
 //! An event may concern contexts of several devices. It puts TLB_INVALIDATEs on their control queues in its first pass and
 //! waits in its second (`mm/notifier.rs`), context by context. So that the devices work at the same time and not one after
 //! another, whoever waits first asks all of them for a SYNC. This is a head start and nothing else: each wait still asks
-//! for its own (`Device::sync`), and finds that it stands there.
+//! for its own (`Device::wait_synced`), and finds that it stands there.
 
 use super::device::Device;
 use super::driver::MAX_DEVICES;

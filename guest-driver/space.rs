@@ -81,7 +81,7 @@ impl Space {
             self.stats.evictions.bump();
         }
         if let Some(ticket) = last {
-            self.device.sync(ticket);
+            self.device.wait_synced(ticket);
         }
         // Only now is the device done with the tables, which go with the spans.
         drop(evicted);
@@ -102,7 +102,7 @@ impl Space {
         // Nothing of it is cached behind this, and nothing comes anew.
         let everything = invalidate(self.asid, 0..u64::MAX);
         if let Ok(ticket) = self.device.submit(&[everything]) {
-            self.device.sync(ticket);
+            self.device.wait_synced(ticket);
         }
         let mut cursor = self.spans.cursor_front_mut();
         while let Some(current) = cursor {

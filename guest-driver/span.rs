@@ -231,7 +231,7 @@ impl Mirror for Span {
     fn wait(shared: &Shared, pending: Pending) {
         // The first of an event's waits: all its entries are on the queues by now.
         owing::ask_all();
-        shared.device.sync(pending.ticket);
+        shared.device.wait_synced(pending.ticket);
         if let Some(cleared) = pending.cleared {
             let ns = cleared.since.ns();
             shared.stats.revoke_ns.record(ns);

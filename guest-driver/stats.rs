@@ -34,8 +34,13 @@ pub(crate) struct Latency([Count; hist::BUCKETS]);
 impl Latency {
     /// Counts a latency of `ns`.
     pub(crate) fn record(&self, ns: u64) {
-        if let Some(count) = self.0.get(hist::bucket(ns)) {
-            count.bump();
+        self.record_each(ns, 1);
+    }
+
+    /// Counts `n` latencies that took `ns` together, as their average.
+    pub(crate) fn record_each(&self, ns: u64, n: u64) {
+        if let Some(count) = ns.checked_div(n).and_then(|each| self.0.get(hist::bucket(each))) {
+            count.add(n);
         }
     }
 

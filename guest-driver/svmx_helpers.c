@@ -6,8 +6,14 @@
 #include <linux/hmm.h>
 #include <linux/io.h>
 #include <linux/mm.h>
+#include <linux/mmap_lock.h>
 
 #include "svmx_helpers.h"
+
+bool svmx_mmap_lock_is_contended(struct mm_struct *mm)
+{
+	return mmap_lock_is_contended(mm);
+}
 
 void svmx_mmu_interval_set_seq(struct mmu_interval_notifier *sub, unsigned long seq)
 {

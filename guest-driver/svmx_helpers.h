@@ -15,6 +15,7 @@
 #include <linux/workqueue.h>
 
 /* mm/ */
+bool svmx_mmap_lock_is_contended(struct mm_struct *mm);
 void svmx_mmu_interval_set_seq(struct mmu_interval_notifier *sub, unsigned long seq);
 bool svmx_mmu_interval_read_retry(struct mmu_interval_notifier *sub, unsigned long seq);
 bool svmx_mmu_notifier_range_blockable(const struct mmu_notifier_range *range);

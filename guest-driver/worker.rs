@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The fault service: what a context's work item does with its faults. How a page is obtained is in `grant.rs`.
+//!
+//! It takes all faults that wait at a time. Those of one page are one grant, and their REPLAYs one submission. When there
+//! are none it polls for a while, as NAPI does, without interrupts; while it serves, an interrupt is armed, because a page fault
+//! may take long and other contexts' faults should not wait for it.
 
 use super::abi::{pci, pte::Pte, status::Status};
 use super::ahead::look_ahead;
@@ -8,28 +12,37 @@ use super::context::Context;
 use super::faultq::Fault;
 use super::grant::{grant, Outcome, Wanted};
 use super::hw::Stopwatch;
-use core::slice;
-use kernel::{prelude::*, processor::cpu_relax, sync::Arc, workqueue::WorkItem};
+use kernel::{mm::MmWithUser, prelude::*, processor::cpu_relax, sync::Arc, workqueue::WorkItem};
 
 /// How often a grant is started over before the device is told to try again by itself, which gives
 /// other faults their turn.
 const MAX_ATTEMPTS: u32 = 16;
-/// Faults served in one run of the work item.
-const MAX_RUN: u32 = 256;
+/// After this many faults the work item ends and is queued again, behind those of others.
+const MAX_RUN: usize = 256;
 /// After the last fault the ring is polled this long: the next access of the same command often
 /// faults at once, and an interrupt costs more than a grant.
 const POLL_NS: u64 = 30_000;
+/// Looks at the ring between two looks at the clock, which may be slow.
+const LOOKS: u32 = 16;
 
 impl WorkItem for Context {
     type Pointer = Arc<Context>;
 
     fn run(this: Arc<Context>) {
-        for _ in 0..MAX_RUN {
-            match this.pop_fault() {
-                Some(fault) => serve(&this, &fault),
-                None if poll(&this) => {}
-                None => return,
+        // Changes places with the context's list, so that neither is allocated anew in each round.
+        let mut faults = KVec::new();
+        let mut served = 0;
+        while served < MAX_RUN {
+            this.swap_faults(&mut faults);
+            if faults.is_empty() {
+                match poll(&this) {
+                    true => continue,
+                    false => return,
+                }
             }
+            served += faults.len();
+            serve(&this, &faults);
+            faults.clear();
         }
         this.queue_work();
     }
@@ -37,47 +50,47 @@ impl WorkItem for Context {
 
 /// Polls the fault queue for a while. Returns whether this context has a fault to serve.
 fn poll(context: &Context) -> bool {
+    let _polling = context.device.poll_faults();
     let watch = Stopwatch::start();
     while !context.is_ending() && watch.ns() < POLL_NS {
-        if context.device.has_fault() {
-            context.device.drain_faults();
+        for _ in 0..LOOKS {
+            if context.device.has_fault() {
+                context.device.drain_faults();
+            }
+            if context.has_fault() {
+                return true;
+            }
+            cpu_relax();
         }
-        if context.has_fault() {
-            return true;
-        }
-        cpu_relax();
     }
     context.has_fault()
 }
 
-/// Answers one fault: with a REPLAY, or with a CANCEL that says why not.
-fn serve(context: &Context, fault: &Fault) {
-    if let Err(status) = try_serve(context, fault) {
-        context.cancel(fault, status);
+/// Answers each fault: with a REPLAY, or with a CANCEL that says why not.
+fn serve(context: &Context, faults: &[Fault]) {
+    let Some(mm) = context.mm.mmget_not_zero().filter(|_| !context.is_ending()) else {
+        return faults.iter().for_each(|fault| context.cancel(fault, Status::CANCELLED));
+    };
+    look_ahead(context, &mm, faults);
+    for faults in faults.chunk_by(|a, b| a.order() == b.order()) {
+        if let Err(status) = serve_page(context, &mm, faults) {
+            faults.iter().for_each(|fault| context.cancel(fault, status));
+        }
     }
 }
 
-fn try_serve(context: &Context, fault: &Fault) -> Result<(), Status> {
-    if context.is_ending() {
-        return Err(Status::CANCELLED);
-    }
-    let mm = context.mm.mmget_not_zero().ok_or(Status::CANCELLED)?;
-    look_ahead(context, &mm, fault);
-    let page = pci::page_base(fault.va);
-    let wanted = Wanted { page, access: fault.access, faults: slice::from_ref(fault), ahead: false };
+/// Answers faults that are the same but for their queues.
+fn serve_page(context: &Context, mm: &MmWithUser, faults: &[Fault]) -> Result<(), Status> {
+    let Some(fault) = faults.first() else { return Ok(()) };
+    let wanted = Wanted { page: pci::page_base(fault.va), access: fault.access, faults, ahead: false };
     for _ in 0..MAX_ATTEMPTS {
-        let watch = Stopwatch::start();
-        match grant(context, &mm, &wanted)? {
-            Outcome::Granted => {
-                context.stats.grant_ns.record(watch.ns());
-                return Ok(());
-            }
-            // Another queue of the context may have had the same fault.
-            Outcome::Present => return Ok(()),
+        match grant(context, mm, &wanted)? {
+            // Another thread may have mapped it.
+            Outcome::Granted | Outcome::Present => return Ok(()),
             Outcome::Raced => {}
         }
     }
     // The device looks again and faults again, behind whoever else waits.
-    context.device.replay(&context.stats, slice::from_ref(fault), Pte::NONE);
+    context.device.replay(&context.stats, faults, Pte::NONE);
     Ok(())
 }

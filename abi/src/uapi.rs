@@ -172,7 +172,7 @@ pub struct Stats {
     pub evictions: u64,
     /// Out: SYNCs that the driver has put on the device's control queue, for all contexts.
     pub syncs: u64,
-    /// Out: time to obtain one page: step 1 to the device PTE.
+    /// Out: time to obtain one page: step 1 to the device PTE. Of pages that are obtained together, their average.
     pub grant_ns: Histogram,
     /// Out: time of an invalidation: PTE cleared to SYNC seen.
     pub revoke_ns: Histogram,

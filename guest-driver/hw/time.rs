@@ -17,6 +17,11 @@ impl Stopwatch {
         Stopwatch(Instant::now())
     }
 
+    /// Nanoseconds from this one's start to that of `later`.
+    pub(crate) fn ns_until(&self, later: &Stopwatch) -> u64 {
+        (later.0 - self.0).as_nanos().max(0) as u64
+    }
+
     /// Nanoseconds so far.
     pub(crate) fn ns(&self) -> u64 {
         self.0.elapsed().as_nanos().max(0) as u64

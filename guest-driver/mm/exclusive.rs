@@ -5,9 +5,12 @@
 //! C header: `include/linux/rmap.h`, `make_device_exclusive()`.
 
 use super::super::sys;
-use super::Owner;
-use core::ptr::{null_mut, NonNull};
-use kernel::{bindings, error::from_err_ptr, mm::MmWithUser, prelude::*, types::NotThreadSafe};
+use super::{Owner, ReadLocked};
+use core::{
+    marker::PhantomData,
+    ptr::{null_mut, NonNull},
+};
+use kernel::{bindings, error::from_err_ptr, prelude::*, types::NotThreadSafe};
 
 /// A page that no CPU maps, with its folio locked and referenced.
 ///
@@ -15,39 +18,40 @@ use kernel::{bindings, error::from_err_ptr, mm::MmWithUser, prelude::*, types::N
 /// the device meanwhile, in a critical section of an [`IntervalNotifier`](super::IntervalNotifier);
 /// once this is dropped, a touch revokes the access by way of the notifier.
 ///
+/// It borrows the locked memory, so that a thread has one of them at a time: two folio locks could deadlock.
+///
 /// # Invariants
 ///
 /// `folio` is locked by this thread and holds one reference that belongs to this object; `page` is
 /// one of its pages.
-pub(crate) struct ExclusivePage {
+pub(crate) struct ExclusivePage<'a> {
     page: NonNull<bindings::page>,
     folio: NonNull<bindings::folio>,
+    _alone: PhantomData<&'a mut ()>,
     _not_send: NotThreadSafe,
 }
 
-impl ExclusivePage {
-    /// Makes the page at `addr` of `mm` exclusive. Only anonymous memory that is not hugetlb, in
+impl<'a> ExclusivePage<'a> {
+    /// Makes the page at `addr` exclusive. Only anonymous memory that is not hugetlb, in
     /// a mapping that allows writing, can be.
     ///
     /// Notifiers are told with `owner`, so that the caller's own can ignore it. They may also hear
     /// of other events, for example if the page was exclusive already: the caller must not hold any
-    /// lock that a notifier takes, nor the lock of `mm`, nor another folio's lock.
+    /// lock that a notifier takes, nor another folio's lock.
     ///
     /// # Errors
     ///
     /// EFAULT: no such memory, or not writable. EOPNOTSUPP: memory of another kind. ENOMEM.
     /// Others mean that the page moved and the caller may try again.
-    pub(crate) fn acquire(mm: &MmWithUser, addr: usize, owner: Owner) -> Result<Self> {
+    pub(crate) fn acquire(mm: &'a mut ReadLocked<'_>, addr: usize, owner: Owner) -> Result<Self> {
         let mut folio: *mut bindings::folio = null_mut();
-        let guard = mm.mmap_read_lock();
-        // SAFETY: `mm` has a user, and its lock is held for reading by `guard`. The owner is compared
+        // SAFETY: The memory has a user, and its lock is held for reading. The owner is compared
         // and never dereferenced. `folio` is valid for writes.
         let page = unsafe { sys::make_device_exclusive(mm.as_raw(), addr, owner.as_ptr(), &mut folio) };
-        drop(guard);
         let page = NonNull::new(from_err_ptr(page)?).ok_or(EFAULT)?;
         let folio = NonNull::new(folio).ok_or(EFAULT)?;
         // INVARIANT: On success make_device_exclusive() returns the folio locked and referenced.
-        Ok(ExclusivePage { page, folio, _not_send: NotThreadSafe })
+        Ok(ExclusivePage { page, folio, _alone: PhantomData, _not_send: NotThreadSafe })
     }
 
     /// The page's physical address.
@@ -57,7 +61,7 @@ impl ExclusivePage {
     }
 }
 
-impl Drop for ExclusivePage {
+impl Drop for ExclusivePage<'_> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant this thread holds the folio's lock and a reference.
         unsafe {

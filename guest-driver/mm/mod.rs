@@ -6,17 +6,23 @@
 //! They know nothing of svmx. A driver uses them together:
 //!
 //! 1. `attempt = notifier.attempt(page)`;
-//! 2. look the page up: [`ExclusivePage::acquire`] or [`fault_page`];
+//! 2. look the page up: [`ExclusivePage::acquire`] or [`fault_page`], with the process's memory [`ReadLocked`];
 //! 3. `guard = attempt.commit()`; if there is none, drop everything and start over;
 //! 4. give the device the page while the guard is held.
+//!
+//! For several pages the memory can stay locked, while each goes through all four steps before the next one begins. Locks
+//! are taken in this order: `mmap_lock`, a folio's lock, a notifier's. That is also the order of those who come from the
+//! other side, as they change mappings with `mmap_lock` or a folio's lock held, and then call notifiers.
 //!
 //! Then every later change of the process's page table comes to [`Mirror::invalidate`] first.
 
 mod exclusive;
+mod locked;
 mod notifier;
 mod range_fault;
 
 pub(crate) use exclusive::ExclusivePage;
+pub(crate) use locked::ReadLocked;
 pub(crate) use notifier::{Attempt, Cause, IntervalNotifier, Mirror, Owner};
 pub(crate) use range_fault::fault_page;
 

@@ -5,11 +5,11 @@
 //! C header: `include/linux/hmm.h`, `hmm_range_fault()`.
 
 use super::super::sys;
-use super::{Attempt, Mirror};
+use super::{Attempt, Mirror, ReadLocked};
 use core::ptr::null_mut;
-use kernel::{error::to_result, mm::MmWithUser, page::PAGE_SIZE, prelude::*};
+use kernel::{error::to_result, page::PAGE_SIZE, prelude::*};
 
-/// Makes sure that the page at `addr` (page-aligned) is present in `mm`, writable if `write`, and
+/// Makes sure that the page at `addr` (page-aligned) of the notifier's process is present, writable if `write`, and
 /// returns its physical address.
 ///
 /// The address means something only once the attempt is [committed](Attempt::commit). No lock that a
@@ -21,7 +21,7 @@ use kernel::{error::to_result, mm::MmWithUser, page::PAGE_SIZE, prelude::*};
 /// ENOMEM.
 pub(crate) fn fault_page<M: Mirror>(
     attempt: &Attempt<'_, M>,
-    mm: &MmWithUser,
+    _mm: &mut ReadLocked<'_>,
     addr: usize,
     write: bool,
 ) -> Result<u64> {
@@ -37,12 +37,9 @@ pub(crate) fn fault_page<M: Mirror>(
         pfn_flags_mask: 0,
         dev_private_owner: null_mut(),
     };
-    let guard = mm.mmap_read_lock();
     // SAFETY: `range` is complete: one page, with room for one result; the notifier is registered on
-    // `mm`, whose lock is held for reading by `guard`.
-    let result = to_result(unsafe { sys::hmm_range_fault(&mut range) });
-    drop(guard);
-    result?;
+    // the memory that is locked for reading.
+    to_result(unsafe { sys::hmm_range_fault(&mut range) })?;
     // SAFETY: A function of its argument alone. REQ_FAULT makes success mean that the entry is valid.
     Ok(unsafe { sys::svmx_hmm_pfn_to_phys(pfn) })
 }

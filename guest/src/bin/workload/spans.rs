@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! `spans`: one event over many spans of 2 MiB, on two devices, is waited for once: one SYNC for each device, however
-//! many spans there are. Counted, and each addition is still where it belongs.
+//! many spans there are. Counted, and each addition is still where it belongs. And a command that comes to each page of a
+//! large area faults on few of them, as the driver obtains what it will need next.
 //! `spans-evicted`: with a driver that keeps a few spans only, CPU threads and the device increment words in many; nothing is lost.
 #![expect(unsafe_code, reason = "submits entries that name an area")]
 
-use crate::area::{Area, Backing, RawQueue};
+use crate::area::{Area, PAGE, RawQueue};
 use crate::counter::statistics;
 use crate::link::metric;
 use crate::scenario::{Run, Shown, step};
 use anyhow::{Context, Result, bail, ensure};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
+use std::time::Instant;
 use svmx::abi::queue::{Opcode, Sqe, SqeFlags, WidthLog2};
 use svmx::abi::uapi::Stats;
 use svmx::{Device, QueueSize};
@@ -40,16 +42,9 @@ impl Adder {
 
     /// Adds 1 to every `step`-th word from word `first` on.
     fn add(&mut self, area: &Area, first: u64, step: u64) -> Result<()> {
-        let done = self.queue.execute(&Sqe {
-            opcode: Opcode::FETCH_ADD,
-            width: WidthLog2::W64,
-            flags: SqeFlags::BULK,
-            addr: area.address(first * STRIDE),
-            operand: 1,
-            count: u32::try_from((area.live() / STRIDE - first).div_ceil(step))?,
-            stride: i32::try_from(step * STRIDE)?,
-            ..Sqe::default()
-        })?;
+        let count = u32::try_from((area.live() / STRIDE - first).div_ceil(step))?;
+        let stride = i32::try_from(step * STRIDE)?;
+        let done = self.queue.execute(&Sqe { count, stride, ..addition(area, first * STRIDE) })?;
         ensure!(done.status.is_success(), "{done:?}");
         Ok(())
     }
@@ -72,6 +67,7 @@ fn check(area: &Area, times: u64) -> Result<()> {
 
 pub(crate) fn waits(run: &Run) -> Result<Shown> {
     let mut adders = (0..run.devices).map(Adder::new).collect::<Result<Vec<_>>>()?;
+    swept(&mut adders[0])?;
     let mut area = area(SPANS)?;
     // The kernel's walk of its own page table may make an event of each GiB that it comes to.
     let gibs = ((area.address(area.len()) - 1) >> 30) - (area.address(0) >> 30) + 1;
@@ -95,14 +91,53 @@ pub(crate) fn waits(run: &Run) -> Result<Shown> {
     )))
 }
 
+/// Pages of the area that is swept: 64 MiB.
+const SWEPT: u64 = 16384;
+
+/// A device adds to every page of an area, untouched at first, then touched by the CPU.
+fn swept(adder: &mut Adder) -> Result<()> {
+    let area = area(SWEPT * PAGE / SPAN)?;
+    for (round, name) in [(1, "untouched"), (2, "touched")] {
+        step(format!("sweep over {name} pages"));
+        let (before, start) = (adder.device.stats()?, Instant::now());
+        let done =
+            adder.queue.execute(&Sqe { count: SWEPT as u32, stride: PAGE as i32, ..addition(&area, 0) })?;
+        let (after, elapsed) = (adder.device.stats()?, start.elapsed());
+        ensure!(done.status.is_success(), "{done:?}");
+        let (faults, granted) = (after.faults - before.faults, after.grants - before.grants);
+        metric(&format!("{name}_faults"), faults);
+        metric(&format!("{name}_ns_per_page"), elapsed.as_nanos() as u64 / SWEPT);
+        // One that comes too late costs a fault of its own, so this says little of how long anything takes.
+        ensure!(faults <= SWEPT / 8, "{faults} faults in a sweep over {SWEPT} pages");
+        ensure!(granted >= SWEPT, "{granted} grants for {SWEPT} pages");
+        for offset in (0..SWEPT * PAGE).step_by(PAGE as usize) {
+            let found = area.load(offset, WidthLog2::W64);
+            ensure!(found == round, "word at {offset:#x}: expected {round}, found {found}");
+        }
+    }
+    Ok(())
+}
+
+/// Of 1 to the word at `offset`, and to as many others as its user says.
+fn addition(area: &Area, offset: u64) -> Sqe {
+    Sqe {
+        opcode: Opcode::FETCH_ADD,
+        width: WidthLog2::W64,
+        flags: SqeFlags::BULK,
+        addr: area.address(offset),
+        operand: 1,
+        ..Sqe::default()
+    }
+}
+
 /// Lets the devices have all of the area, each its part of every span.
 fn held(adders: &mut [Adder], area: &Area) -> Result<()> {
     let step = adders.len() as u64;
     adders.iter_mut().zip(0..).try_for_each(|(adder, first)| adder.add(area, first, step))
 }
 
-fn statistics_of(adders: &[Adder]) -> Result<Vec<Box<Stats>>> {
-    adders.iter().map(|adder| Ok(adder.device.stats()?)).collect()
+fn statistics_of(adders: &[Adder]) -> Result<Vec<Stats>> {
+    adders.iter().map(|adder| Ok(*adder.device.stats()?)).collect()
 }
 
 /// An event that takes the whole area from the devices.
@@ -121,7 +156,7 @@ fn one_event(
 }
 
 /// Every span of every device was invalidated once, with one to `most` SYNCs of each device.
-fn counted(adders: &[Adder], before: &[Box<Stats>], name: &str, most: u64) -> Result<()> {
+fn counted(adders: &[Adder], before: &[Stats], name: &str, most: u64) -> Result<()> {
     for (n, (adder, before)) in adders.iter().zip(before).enumerate() {
         let after = adder.device.stats()?;
         let (spans, syncs) = (after.invalidations - before.invalidations, after.syncs - before.syncs);
@@ -188,7 +223,9 @@ pub(crate) fn evicted(run: &Run) -> Result<Shown> {
 fn increment(area: &Area, over: &AtomicBool) -> u64 {
     let mut sweeps = 0;
     while !over.load(Relaxed) {
-        (0..SPANS * WORDS).for_each(|word| drop(area.increment(word * STRIDE)));
+        for word in 0..SPANS * WORDS {
+            area.increment(word * STRIDE);
+        }
         sweeps += 1;
     }
     sweeps
