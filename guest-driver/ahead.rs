@@ -83,6 +83,8 @@ fn obtain(context: &Context, mm: &MmWithUser, queue: u32, most: usize) -> Result
             break;
         }
         left -= count;
+        // Whoever polls the queue looks at it (`faultq.rs`).
+        context.device.drain_faults();
         grant_all(context, mm, pages.get(..count).unwrap_or(&[]))?;
     }
     Ok(())

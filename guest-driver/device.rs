@@ -23,13 +23,16 @@ use kernel::{
         atomic::{Acquire, Atomic, AtomicFlag, Full, Relaxed},
         Arc, Mutex, SpinLock,
     },
-    time::msecs_to_jiffies,
+    time::{msecs_to_jiffies, Jiffies},
     workqueue::{new_delayed_work, new_work, DelayedWork, Work, WorkItem},
 };
 
 /// How often a device is looked at while it has queues: a killed one must be noticed within seconds
 /// even if the driver has nothing to ask of it.
 const WATCHDOG_MS: u32 = 1000;
+
+/// How often the fault queue is looked at while its interrupt is not armed, besides by those who poll it.
+const LOOK_JIFFIES: Jiffies = 1;
 
 /// Everything that is gone once the driver is unbound.
 pub(crate) struct Hw {
@@ -81,6 +84,8 @@ pub(crate) struct Device {
     check: Work<Device, 1>,
     #[pin]
     watchdog: DelayedWork<Device, 2>,
+    #[pin]
+    look: DelayedWork<Device, 3>,
     _live: Live,
 }
 
@@ -90,6 +95,7 @@ impl_has_work! {
 }
 impl_has_delayed_work! {
     impl HasDelayedWork<Self, 2> for Device { self.watchdog }
+    impl HasDelayedWork<Self, 3> for Device { self.look }
 }
 
 impl Device {
@@ -129,6 +135,7 @@ impl Device {
                 drain <- new_work!("svmx::drain"),
                 check <- new_work!("svmx::check"),
                 watchdog <- new_delayed_work!("svmx::watchdog"),
+                look <- new_delayed_work!("svmx::look"),
                 _live: Live::new(Kind::Device),
             }),
             GFP_KERNEL,
@@ -241,6 +248,7 @@ impl Device {
         hw::flush(&self.drain);
         hw::flush(&self.check);
         hw::flush_delayed(&self.watchdog);
+        hw::flush_delayed(&self.look);
         self.with_hw(|hw| hw.regs.reset());
         self.pci.clear_master();
         self.hw.revoke();
@@ -268,10 +276,30 @@ impl Device {
         self.queues.add(-1, Relaxed);
     }
 
+    /// Looks at the fault queue soon, whatever happens until then.
+    pub(crate) fn look_later(self: &Arc<Self>) {
+        if let Some(queue) = hw::queue() {
+            // Already queued is as good.
+            let _ = queue.enqueue_delayed::<_, 3>(self.clone(), LOOK_JIFFIES);
+        }
+    }
+
     fn start_watchdog(self: &Arc<Self>) {
         if let Some(queue) = hw::queue() {
             // Already queued is as good.
             let _ = queue.enqueue_delayed::<_, 2>(self.clone(), msecs_to_jiffies(WATCHDOG_MS));
+        }
+    }
+}
+
+/// Looks at the fault queue while no interrupt says that there is something: see `faultq.rs`.
+impl WorkItem<3> for Device {
+    type Pointer = Arc<Device>;
+
+    fn run(this: Arc<Device>) {
+        this.drain_faults();
+        if this.is_polled() {
+            this.look_later();
         }
     }
 }

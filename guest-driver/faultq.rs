@@ -22,7 +22,7 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{Acquire, Atomic, Full},
-        SpinLock,
+        Arc, SpinLock,
     },
 };
 
@@ -92,10 +92,10 @@ impl Device {
         }
     }
 
-    /// The fault interrupt came, or may have been missed: drains, and asks for the next one unless somebody polls.
+    /// The fault interrupt came: drains, and asks for the next one unless somebody polls.
     pub(crate) fn drain_and_arm(&self) {
         self.drain_faults();
-        if self.fault_queue.pollers.load(Acquire) == 0 {
+        if !self.is_polled() {
             self.arm();
         }
     }
@@ -111,14 +111,21 @@ impl Device {
         }
     }
 
-    /// Begins to poll the fault queue: no interrupt until the last one ends that polls.
+    /// Begins to poll the fault queue: no interrupt until the last one ends that polls, as with NAPI.
     ///
     /// Everybody who takes the arming away is a poller by then, and the last to end, after all of them, arms and looks
-    /// once more. Whoever else arms meanwhile causes an interrupt that was not needed.
-    pub(crate) fn poll_faults(&self) -> Polling<'_> {
+    /// once more. Whoever else arms meanwhile causes an interrupt that was not needed. A poller may be held up, by a page fault
+    /// that takes long: so that others' faults don't wait for it, a work item looks as well, with every tick.
+    pub(crate) fn poll_faults(self: &Arc<Self>) -> Polling<'_> {
         self.fault_queue.pollers.fetch_add(1, Full);
         self.with_hw(|hw| hw.doorbells.disarm_faults());
+        self.look_later();
         Polling(self)
+    }
+
+    /// Whether somebody polls, who will arm.
+    pub(crate) fn is_polled(&self) -> bool {
+        self.fault_queue.pollers.load(Acquire) != 0
     }
 
     /// Whether a record is there that was not taken.

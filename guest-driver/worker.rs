@@ -2,9 +2,8 @@
 
 //! The fault service: what a context's work item does with its faults. How a page is obtained is in `grant.rs`.
 //!
-//! It takes all faults that wait at a time. Those of one page are one grant, and their REPLAYs one submission. When there
-//! are none it polls for a while, as NAPI does, without interrupts; while it serves, an interrupt is armed, because a page fault
-//! may take long and other contexts' faults should not wait for it.
+//! It takes all faults that wait at a time. Those of one page are one grant, and their REPLAYs one submission. As long as it
+//! runs it polls the fault queue, as NAPI does: between holds of the process's lock, and for a while when it has nothing to do.
 
 use super::abi::{pci, pte::Pte, status::Status};
 use super::ahead::look_ahead;
@@ -29,6 +28,7 @@ impl WorkItem for Context {
     type Pointer = Arc<Context>;
 
     fn run(this: Arc<Context>) {
+        let _polling = this.device.poll_faults();
         // Changes places with the context's list, so that neither is allocated anew in each round.
         let mut faults = KVec::new();
         let mut served = 0;
@@ -50,7 +50,6 @@ impl WorkItem for Context {
 
 /// Polls the fault queue for a while. Returns whether this context has a fault to serve.
 fn poll(context: &Context) -> bool {
-    let _polling = context.device.poll_faults();
     let watch = Stopwatch::start();
     while !context.is_ending() && watch.ns() < POLL_NS {
         for _ in 0..LOOKS {
