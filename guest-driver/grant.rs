@@ -8,15 +8,16 @@
 use super::abi::{
     fault::AccessKind,
     pci,
-    pte::{Access, Pte},
+    pte::{self, Access, Pte},
     status::Status,
 };
 use super::context::Context;
 use super::faultq::Fault;
 use super::hw::Stopwatch;
-use super::mm::{fault_page, ExclusivePage, ReadLocked};
+use super::mm::{fault_page, Attempt, ExclusivePage, Mapped, ReadLocked};
 use super::span::{Shared, Span, SpanNotifier, SPAN};
 use super::trace;
+use core::ops::Range;
 use kernel::{
     mm::{virt::flags, MmWithUser},
     prelude::*,
@@ -45,6 +46,8 @@ pub(crate) enum Outcome {
     Raced,
 }
 
+/// Of a span: the CPU maps so many pages by one entry if it has them as one.
+const HUGE_ORDER: u32 = pte::INDEX_BITS;
 /// Most pages that are obtained under one hold of the process's `mmap_lock`: it takes little time to release and take it,
 /// beside that of so many pages, and whoever wants to change a mapping waits for some 100 us, unless pages have
 /// to be read in. It is released earlier if somebody waits.
@@ -157,6 +160,12 @@ impl Wanted<'_> {
         self.answer(shared, entry);
     }
 
+    /// Maps all of the span, whose 2 MiB the page at `phys` is one of. As [`map`](Self::map) otherwise.
+    fn map_huge(&self, span: &mut Span, shared: &Shared, phys: u64, access: Access) {
+        span.map_huge(shared, phys - phys % SPAN, access, self.ahead);
+        self.answer(shared, Pte::leaf(phys, access));
+    }
+
     /// Answers the faults with `entry`, which is in the table. The span's lock is held: the TLB_INVALIDATE of whoever
     /// takes the page away next stands behind the REPLAYs, so that the accesses are done before (spec 8.4).
     fn answer(&self, shared: &Shared, entry: Pte) {
@@ -229,17 +238,41 @@ fn grant_shared(
     access: Access,
     watch: &Stopwatch,
 ) -> Result<bool> {
-    let attempt = span.attempt(wanted.page..wanted.page + pci::PAGE_SIZE);
-    let phys = match fault_page(&attempt, mm, wanted.page as usize, access.write) {
-        Err(error) if is_transient(error) => return Ok(false),
-        result => result?,
-    };
+    let page = wanted.page..wanted.page + pci::PAGE_SIZE;
+    let Some((mut attempt, mut mapped)) = find(span, page, mm, wanted, access)? else { return Ok(false) };
+    let huge = mapped.order >= HUGE_ORDER && !access.atomic;
+    if huge {
+        // The CPU has all of the span in one piece. Once more, as it matters now what becomes of any of it; one attempt at a
+        // time is watched, so the first ends before.
+        drop(attempt);
+        let base = wanted.page - wanted.page % SPAN;
+        let Some(found) = find(span, base..base + SPAN, mm, wanted, access)? else { return Ok(false) };
+        (attempt, mapped) = found;
+    }
     let Some(mut locked) = attempt.commit().filter(|span| !span.is_retired()) else { return Ok(false) };
     // Before the device can use the page, and so before it can lose it again.
     trace::grant(context, wanted, Ok(()), watch);
-    wanted.map(&mut locked, span.shared(), phys, access);
+    match huge && mapped.order >= HUGE_ORDER {
+        true => wanted.map_huge(&mut locked, span.shared(), mapped.phys, access),
+        false => wanted.map(&mut locked, span.shared(), mapped.phys, access),
+    }
     context.stats.shared_grants.bump();
     Ok(true)
+}
+
+/// Looks the page up that is wanted, in an attempt for `range`. `None`: an invalidation came between.
+fn find<'a>(
+    span: &'a SpanNotifier,
+    range: Range<u64>,
+    mm: &mut ReadLocked<'_>,
+    wanted: &Wanted<'_>,
+    access: Access,
+) -> Result<Option<(Attempt<'a, Span>, Mapped)>> {
+    let attempt = span.attempt(range);
+    match fault_page(&attempt, mm, wanted.page as usize, access.write) {
+        Err(error) if is_transient(error) => Ok(None),
+        result => result.map(|mapped| Some((attempt, mapped))),
+    }
 }
 
 fn is_transient(error: Error) -> bool {

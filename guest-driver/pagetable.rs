@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The upper levels of a context's page table (spec 6). Leaf tables belong to spans: see `span.rs`.
+//! The upper levels of a context's page table (spec 6). Leaf tables, and the entries that lead to them, belong to spans: see
+//! `leaves.rs`.
 
 use super::abi::{
     pci,
@@ -11,7 +12,10 @@ use super::live::{Kind, Live};
 use kernel::{
     prelude::*,
     rbtree::RBTree,
-    sync::atomic::{Relaxed, Release},
+    sync::{
+        atomic::{Relaxed, Release},
+        Arc,
+    },
 };
 
 /// A table of any level: a zeroed page that the device walks.
@@ -48,9 +52,9 @@ const ROOT: u32 = pte::LEVELS - 1;
 /// Levels between the root and the leaf tables.
 const MIDDLE: usize = pte::LEVELS as usize - 2;
 
-/// A table and the number of its entries that are valid.
+/// A table and the number of its entries that are valid; at level 1, of spans that write theirs themselves.
 struct Inner {
-    table: Table,
+    table: Arc<Table>,
     used: u32,
 }
 
@@ -63,12 +67,12 @@ pub(crate) struct PageTable {
 }
 
 /// Tables that nothing leads to any more. Free them once the device can't be walking them.
-pub(crate) type Retired = [Option<Table>; MIDDLE];
+pub(crate) type Retired = [Option<Arc<Table>>; MIDDLE];
 
 impl PageTable {
     /// An empty one.
     pub(crate) fn new(device: &PciDevice) -> Result<Self> {
-        let root = Inner { table: Table::new(device)?, used: 0 };
+        let root = Inner { table: Arc::new(Table::new(device)?, GFP_KERNEL)?, used: 0 };
         Ok(PageTable { device: device.clone(), root, tables: RBTree::new() })
     }
 
@@ -77,28 +81,37 @@ impl PageTable {
         self.root.table.dma()
     }
 
-    /// Makes the walk of `va` lead to the table of level 0 at `leaf`. What is missing between is
-    /// made; if that fails, nothing leads to `leaf`, and what was made stays for the next attempt.
-    pub(crate) fn attach(&mut self, va: u64, leaf: u64) -> Result {
+    /// The table of level 1 for `va`. What is missing above it is made; if that fails, what was made stays for the next
+    /// attempt.
+    pub(crate) fn prepare(&mut self, va: u64) -> Result<Arc<Table>> {
         for level in (1..ROOT).rev() {
             if self.tables.get(&key(level, va)).is_none() {
-                let inner = Inner { table: Table::new(&self.device)?, used: 0 };
-                let dma = inner.table.dma();
-                self.tables.try_create_and_insert(key(level, va), inner, GFP_KERNEL)?;
+                let table = Arc::new(Table::new(&self.device)?, GFP_KERNEL)?;
+                let dma = table.dma();
+                self.tables.try_create_and_insert(key(level, va), Inner { table, used: 0 }, GFP_KERNEL)?;
                 self.set(level + 1, va, Pte::table(dma));
             }
         }
-        self.set(1, va, Pte::table(leaf));
-        Ok(())
+        self.tables.get(&key(1, va)).map(|inner| inner.table.clone()).ok_or(ENOMEM)
     }
 
-    /// Ends the walk of `va` above its leaf table, and takes out the tables that are empty now. The
+    /// A span at `va` is going to write its entry.
+    pub(crate) fn attach(&mut self, va: u64) {
+        if let Some(inner) = self.tables.get_mut(&key(1, va)) {
+            inner.used += 1;
+        }
+    }
+
+    /// The span at `va` has cleared its entry: takes out the tables that are empty now. The
     /// device may use what is returned, and the leaf table, until a TLB_INVALIDATE of the range and a
     /// SYNC are done.
     pub(crate) fn detach(&mut self, va: u64) -> Retired {
         let mut retired = [const { None }; MIDDLE];
         for (level, slot) in (1..).zip(&mut retired) {
-            self.set(level, va, Pte::NONE);
+            match level {
+                1 => self.tables.get_mut(&key(1, va)).into_iter().for_each(|inner| inner.used -= 1),
+                _ => self.set(level, va, Pte::NONE),
+            }
             if self.tables.get(&key(level, va)).is_none_or(|inner| inner.used != 0) {
                 return retired;
             }

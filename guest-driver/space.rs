@@ -3,6 +3,7 @@
 //! A context's address space on the device: its page table and its spans, made on demand.
 
 use super::device::Device;
+use super::leaves::Leaves;
 use super::mm::Owner;
 use super::pagetable::{PageTable, Table};
 use super::span::{invalidate, Shared, Span, SpanNotifier, SPAN};
@@ -53,17 +54,14 @@ impl Space {
             self.evict((max / EVICTED).clamp(1, EVICTED));
         }
         let base = base(va);
-        let table = Table::new(self.device.pci())?;
-        let leaf = table.dma();
+        let leaves = Leaves::new(base, self.table.prepare(base)?, Table::new(self.device.pci())?);
         let shared = Shared { device: self.device.clone(), stats: self.stats.clone(), asid: self.asid };
-        let notifier = SpanNotifier::new(mm, base..base + SPAN, owner, shared, Span::new(table, base));
+        let notifier = SpanNotifier::new(mm, base..base + SPAN, owner, shared, Span::new(leaves, base));
         let span = Arc::pin_init(notifier, GFP_KERNEL)?;
         self.spans.try_create_and_insert(base, span.clone(), GFP_KERNEL)?;
         // Last, so that nothing leads to the leaf table of a span that could not be made.
-        if let Err(error) = self.table.attach(base, leaf) {
-            self.spans.remove(&base);
-            return Err(error);
-        }
+        self.table.attach(base);
+        span.lock().attach();
         self.count += 1;
         Ok(span)
     }
@@ -74,9 +72,10 @@ impl Space {
         let mut last = None;
         for slot in evicted.iter_mut().take(count) {
             let Some((base, span)) = self.take_next() else { break };
-            let retired = self.table.detach(base);
+            let detach = || self.table.detach(base);
+            let (retired, ticket) = span.lock().retire(span.shared(), Reason::Evicted, detach);
             // A dead device uses none of it.
-            last = span.lock().retire(span.shared(), Reason::Evicted).ok().or(last);
+            last = ticket.ok().or(last);
             *slot = Some((span, retired));
             self.stats.evictions.bump();
         }

@@ -9,15 +9,15 @@ use super::abi::{
     control::{ControlEntry, TlbInvalidate},
     fault::AccessKind,
     pci,
-    pte::{self, Pte},
+    pte::{self, Access, Pte},
 };
 use super::control::Ticket;
 use super::device::Device;
 use super::hw::Stopwatch;
+use super::leaves::Leaves;
 use super::live::{Kind, Live};
 use super::mm::{self, Cause, IntervalNotifier, Mirror};
 use super::owing;
-use super::pagetable::Table;
 use super::stats::Stats;
 use super::trace::{self, Reason};
 use core::ops::Range;
@@ -38,13 +38,11 @@ pub(crate) struct Shared {
 
 /// What the lock guards.
 pub(crate) struct Span {
-    leaf: Table,
+    leaves: Leaves,
     base: u64,
     /// The leaf table is detached.
     retired: bool,
-    /// Valid entries.
-    mapped: u32,
-    /// A bit for each entry that was mapped before the device asked for it.
+    /// A bit for each entry that was mapped before the device asked for it; a huge leaf has the first.
     ahead: [u64; pte::ENTRIES / 64],
     /// Behind the last TLB_INVALIDATE. Until a SYNC behind it is done the device may still use what was
     /// mapped, although the entries are clear: whoever comes later waits for it as well.
@@ -70,13 +68,12 @@ struct Cleared {
 }
 
 impl Span {
-    /// A span at `base` with nothing mapped.
-    pub(crate) fn new(leaf: Table, base: u64) -> Self {
+    /// A span at `base` with nothing mapped, which the device's page table does not lead to yet.
+    pub(crate) fn new(leaves: Leaves, base: u64) -> Self {
         Span {
-            leaf,
+            leaves,
             base,
             retired: false,
-            mapped: 0,
             ahead: [0; pte::ENTRIES / 64],
             last: Ticket::default(),
             _live: Live::new(Kind::Span),
@@ -85,7 +82,7 @@ impl Span {
 
     /// The entry for `va`, if it allows `access`.
     pub(crate) fn sufficient(&self, va: u64, access: AccessKind) -> Option<Pte> {
-        let entry = self.leaf.get(pte::index(va, 0));
+        let entry = self.leaves.get(va);
         let allowed = entry.access();
         let enough = match access {
             AccessKind::READ => allowed.read,
@@ -99,12 +96,12 @@ impl Span {
     /// Whether an entry of `range` is valid.
     fn is_mapped(&self, range: &Range<u64>) -> bool {
         let mut pages = (pci::page_base(range.start)..range.end).step_by(pci::PAGE_SIZE as usize);
-        self.mapped > 0 && pages.any(|va| self.valid(va).is_some())
+        !self.leaves.is_empty() && pages.any(|va| self.valid(va).is_some())
     }
 
     /// The entry for `va`, if it allows anything.
     pub(crate) fn valid(&self, va: u64) -> Option<Pte> {
-        Some(self.leaf.get(pte::index(va, 0))).filter(|entry| entry.valid())
+        Some(self.leaves.get(va)).filter(|entry| entry.valid())
     }
 
     /// Whether the device's page table does not lead here any more: nothing is to be mapped, and the page's span is
@@ -113,38 +110,69 @@ impl Span {
         self.retired
     }
 
+    /// Makes the device's page table lead here.
+    pub(crate) fn attach(&mut self) {
+        self.leaves.attach();
+    }
+
     /// Maps the page at `va`. The caller holds the lock, has checked that no invalidation came between, and replays what
     /// waits for the page before it releases the lock.
     pub(crate) fn map(&mut self, shared: &Shared, va: u64, entry: Pte) {
-        let index = pte::index(va, 0);
-        let old = self.leaf.get(index);
-        self.leaf.set(index, entry);
-        self.set_ahead(index, false);
-        if !old.valid() {
-            self.mapped += 1;
-        } else if old != entry {
-            // The page is the same: any other way to change it clears the entry first. But a store through
-            // the old entry is not serialized with atomics through the new one, so the SYNC stands
-            // before the REPLAY. The device executes them in order: there is no need to wait here.
-            let va = pci::page_base(va);
-            let invalidate = invalidate(shared.asid, va..va + pci::PAGE_SIZE);
-            // A dead device needs none.
-            if let Ok(ticket) = shared.device.submit_sync(&[invalidate]) {
-                self.last = ticket;
-            }
+        let page = pci::page_base(va)..pci::page_base(va) + pci::PAGE_SIZE;
+        let small = self.drop_huge();
+        let old = self.leaves.set(va, entry);
+        self.set_ahead(pte::index(va, 0), false);
+        // If an entry is changed the page is the same: any other way to change it clears the entry first. But a store
+        // through the old entry is not serialized with atomics through the new one.
+        match old.valid() && old != entry {
+            _ if small.is_some() => self.changed(shared, self.range()),
+            true => self.changed(shared, page),
+            false => {}
         }
     }
 
     /// Maps a page that the device has not asked for yet, unless something is mapped there. The caller holds the lock
     /// and has checked that no invalidation came between.
     pub(crate) fn map_ahead(&mut self, shared: &Shared, va: u64, entry: Pte) {
-        let index = pte::index(va, 0);
-        if !self.leaf.get(index).valid() {
-            self.leaf.set(index, entry);
-            self.mapped += 1;
-            self.set_ahead(index, true);
+        if self.valid(va).is_none() {
+            self.leaves.set(va, entry);
+            self.set_ahead(pte::index(va, 0), true);
             shared.stats.ahead.bump();
         }
+    }
+
+    /// Maps the whole span to 2 MiB at `address`. The caller holds the lock, has checked that no invalidation of any part
+    /// came between, and replays what waits before it releases the lock.
+    pub(crate) fn map_huge(&mut self, shared: &Shared, address: u64, access: Access, ahead: bool) {
+        self.drop_huge();
+        for va in self.range().step_by(pci::PAGE_SIZE as usize) {
+            if self.leaves.is_empty() {
+                break;
+            }
+            // These are pages of the same 2 MiB, as no invalidation came between.
+            self.take(va);
+        }
+        self.leaves.set_huge(address, access);
+        self.set_ahead(0, ahead);
+        shared.stats.huge_grants.bump();
+        if ahead {
+            shared.stats.ahead.bump();
+        }
+        // The entry that led to the leaf table is changed, whether that was empty or not (spec 6.1).
+        self.changed(shared, self.range());
+    }
+
+    /// An entry of `range` was changed, and not for one that leads elsewhere. The SYNC stands before the REPLAY that
+    /// follows: the device executes them in order, so there is no need to wait here.
+    fn changed(&mut self, shared: &Shared, range: Range<u64>) {
+        // A dead device needs none.
+        if let Ok(ticket) = shared.device.submit_sync(&[invalidate(shared.asid, range)]) {
+            self.last = ticket;
+        }
+    }
+
+    fn range(&self) -> Range<u64> {
+        self.base..self.base + SPAN
     }
 
     /// Notes whether the entry at `index` was mapped ahead; returns whether the one before was.
@@ -156,42 +184,47 @@ impl Span {
         before
     }
 
-    /// Clears everything, and makes the device forget the leaf table too, which was detached before. The caller waits.
-    pub(crate) fn retire(&mut self, shared: &Shared, reason: Reason) -> Result<Ticket> {
-        let range = self.base..self.base + SPAN;
+    /// Clears everything for good, and makes the device forget the leaf table too. `detach` takes the tables above out that
+    /// are empty then. The caller waits.
+    pub(crate) fn retire<R>(
+        &mut self,
+        shared: &Shared,
+        reason: Reason,
+        detach: impl FnOnce() -> R,
+    ) -> (R, Result<Ticket>) {
         self.abandon(shared, reason);
-        let ticket = shared.device.submit(&[invalidate(shared.asid, range)])?;
-        // A notifier that finds nothing mapped now has to wait for this.
-        self.last = ticket;
-        Ok(ticket)
+        let detached = detach();
+        let ticket = shared.device.submit(&[invalidate(shared.asid, self.range())]);
+        if let Ok(ticket) = ticket {
+            // A notifier that finds nothing mapped now has to wait for this.
+            self.last = ticket;
+        }
+        (detached, ticket)
     }
 
-    /// Clears everything. The device does not use it: it was detached, or no queue is left.
+    /// Clears everything for good. The device is made to forget it, or no queue is left.
     pub(crate) fn abandon(&mut self, shared: &Shared, reason: Reason) {
         self.retired = true;
-        self.clear(shared, self.base..self.base + SPAN, reason);
+        self.clear(shared, self.range(), reason);
+        self.leaves.detach();
     }
 
     /// Clears the entries of `range` and marks the pages dirty that the device may have written.
-    /// Returns the part of the range that had valid entries. The caller holds the lock.
+    /// Returns the range that had valid entries: that of a huge leaf is the whole span. The caller holds the lock.
     fn clear(&mut self, shared: &Shared, range: Range<u64>, reason: Reason) -> Option<Range<u64>> {
+        if let Some(huge) = (!range.is_empty()).then(|| self.drop_huge()).flatten() {
+            if self.set_ahead(0, false) {
+                shared.stats.ahead_lost.bump();
+            }
+            trace::revoke(shared, self.base, huge.access(), reason);
+            return Some(self.range());
+        }
         let mut cleared: Option<Range<u64>> = None;
         let mut va = pci::page_base(range.start);
-        while va < range.end && self.mapped > 0 {
-            let index = pte::index(va, 0);
-            let entry = self.leaf.get(index);
-            if entry.valid() {
-                self.leaf.set(index, Pte::NONE);
-                self.mapped -= 1;
-                if self.set_ahead(index, false) {
+        while va < range.end && !self.leaves.is_empty() {
+            if let Some((entry, ahead)) = self.take(va) {
+                if ahead {
                     shared.stats.ahead_lost.bump();
-                }
-                if entry.access().write {
-                    // Dirty already now, although the device may write until the SYNC: whoever cleans
-                    // the page has to unmap or write-protect it first, and waits in the notifier.
-                    // SAFETY: The entry was valid: no invalidation of the page has begun until this
-                    // one, and whoever frees it waits for the lock that is held.
-                    unsafe { mm::mark_dirty(entry.address()) };
                 }
                 if entry.access().atomic {
                     shared.stats.revocations.bump();
@@ -202,6 +235,33 @@ impl Span {
             va += pci::PAGE_SIZE;
         }
         cleared
+    }
+
+    /// Clears the entry of one page, and says whether it was mapped ahead. There is no huge leaf.
+    fn take(&mut self, va: u64) -> Option<(Pte, bool)> {
+        // Most of a big range is often empty: no store to what is clear.
+        self.valid(va)?;
+        let entry = self.leaves.set(va, Pte::NONE);
+        mark_dirty(entry);
+        Some((entry, self.set_ahead(pte::index(va, 0), false)))
+    }
+
+    /// Puts the leaf table in the place of a huge leaf, if there is one. Its pages are one folio, as the CPU maps them by
+    /// one entry.
+    fn drop_huge(&mut self) -> Option<Pte> {
+        self.leaves.take_huge().inspect(|huge| mark_dirty(*huge))
+    }
+}
+
+/// Marks the folio dirty to which an entry leads that was cleared just now, if the device may have written to it.
+///
+/// Dirty already now, although the device may write until the SYNC: whoever cleans
+/// the page has to unmap or write-protect it first, and waits in the notifier.
+fn mark_dirty(entry: Pte) {
+    if entry.access().write {
+        // SAFETY: The entry was valid: no invalidation of the page has begun until this one, and whoever
+        // frees it waits for the lock that is held.
+        unsafe { mm::mark_dirty(entry.address()) };
     }
 }
 

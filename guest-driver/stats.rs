@@ -65,6 +65,7 @@ pub(crate) struct Stats {
     pub(crate) ahead: Count,
     pub(crate) ahead_lost: Count,
     pub(crate) evictions: Count,
+    pub(crate) huge_grants: Count,
     pub(crate) grant_ns: Latency,
     pub(crate) revoke_ns: Latency,
     pub(crate) replay_ns: Latency,
@@ -87,6 +88,7 @@ impl Stats {
         out.ahead = self.ahead.get();
         out.ahead_lost = self.ahead_lost.get();
         out.evictions = self.evictions.get();
+        out.huge_grants = self.huge_grants.get();
         self.grant_ns.copy_to(&mut out.grant_ns);
         self.revoke_ns.copy_to(&mut out.revoke_ns);
         self.replay_ns.copy_to(&mut out.replay_ns);

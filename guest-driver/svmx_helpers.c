@@ -45,6 +45,11 @@ phys_addr_t svmx_hmm_pfn_to_phys(unsigned long hmm_pfn)
 	return hmm_pfn_to_phys(hmm_pfn);
 }
 
+unsigned int svmx_hmm_pfn_to_map_order(unsigned long hmm_pfn)
+{
+	return hmm_pfn_to_map_order(hmm_pfn);
+}
+
 unsigned long svmx_hmm_pfn_req(bool write)
 {
 	return HMM_PFN_REQ_FAULT | (write ? HMM_PFN_REQ_WRITE : 0);

@@ -22,6 +22,7 @@ bool svmx_mmu_notifier_range_blockable(const struct mmu_notifier_range *range);
 void svmx_folio_put(struct folio *folio);
 phys_addr_t svmx_page_to_phys(struct page *page);
 phys_addr_t svmx_hmm_pfn_to_phys(unsigned long hmm_pfn);
+unsigned int svmx_hmm_pfn_to_map_order(unsigned long hmm_pfn);
 unsigned long svmx_hmm_pfn_req(bool write);
 /* The flag of mappings that are shadow stacks, or zero. */
 unsigned long svmx_vm_shadow_stack(void);

@@ -18,6 +18,7 @@ mod file;
 mod grant;
 mod hw;
 mod ids;
+mod leaves;
 mod live;
 mod mm;
 mod mmap;

@@ -170,6 +170,8 @@ pub struct Stats {
     pub ahead_lost: u64,
     /// Out: spans of 2 MiB that were unmapped because the context had too many.
     pub evictions: u64,
+    /// Out: 2 MiB pages mapped as such, without exclusive access.
+    pub huge_grants: u64,
     /// Out: SYNCs that the driver has put on the device's control queue, for all contexts.
     pub syncs: u64,
     /// Out: time to obtain one page: step 1 to the device PTE. Of pages that are obtained together, their average.
@@ -179,4 +181,4 @@ pub struct Stats {
     /// Out: time from the fault's arrival in the driver to its REPLAY.
     pub replay_ns: Histogram,
 }
-const _: () = assert!(size_of::<Stats>() == 104 + 3 * 8 * hist::BUCKETS);
+const _: () = assert!(size_of::<Stats>() == 112 + 3 * 8 * hist::BUCKETS);

@@ -24,7 +24,7 @@ mod range_fault;
 pub(crate) use exclusive::ExclusivePage;
 pub(crate) use locked::ReadLocked;
 pub(crate) use notifier::{Attempt, Cause, IntervalNotifier, Mirror, Owner};
-pub(crate) use range_fault::fault_page;
+pub(crate) use range_fault::{fault_page, Mapped};
 
 /// Marks the folio that holds `phys` dirty.
 ///

@@ -9,10 +9,19 @@ use super::{Attempt, Mirror, ReadLocked};
 use core::ptr::null_mut;
 use kernel::{error::to_result, page::PAGE_SIZE, prelude::*};
 
+/// A page that the process maps.
+pub(crate) struct Mapped {
+    /// Its physical address.
+    pub(crate) phys: u64,
+    /// The CPU maps it by an entry for this many pages, as a binary logarithm: it is one of them, and so many neighbours,
+    /// aligned to their number, are mapped alike.
+    pub(crate) order: u32,
+}
+
 /// Makes sure that the page at `addr` (page-aligned) of the notifier's process is present, writable if `write`, and
-/// returns its physical address.
+/// returns where it is.
 ///
-/// The address means something only once the attempt is [committed](Attempt::commit). No lock that a
+/// The result means something only once the attempt is [committed](Attempt::commit). No lock that a
 /// notifier takes may be held during the call.
 ///
 /// # Errors
@@ -24,7 +33,7 @@ pub(crate) fn fault_page<M: Mirror>(
     _mm: &mut ReadLocked<'_>,
     addr: usize,
     write: bool,
-) -> Result<u64> {
+) -> Result<Mapped> {
     let mut pfn = 0;
     let mut range = sys::hmm_range {
         notifier: attempt.notifier().as_raw(),
@@ -40,6 +49,6 @@ pub(crate) fn fault_page<M: Mirror>(
     // SAFETY: `range` is complete: one page, with room for one result; the notifier is registered on
     // the memory that is locked for reading.
     to_result(unsafe { sys::hmm_range_fault(&mut range) })?;
-    // SAFETY: A function of its argument alone. REQ_FAULT makes success mean that the entry is valid.
-    Ok(unsafe { sys::svmx_hmm_pfn_to_phys(pfn) })
+    // SAFETY: Functions of their arguments alone. REQ_FAULT makes success mean that the entry is valid.
+    Ok(unsafe { Mapped { phys: sys::svmx_hmm_pfn_to_phys(pfn), order: sys::svmx_hmm_pfn_to_map_order(pfn) } })
 }

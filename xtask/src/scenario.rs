@@ -177,6 +177,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         ..ROW
     },
     Scenario {
+        name: "huge",
+        shows: "a copy of 64 MiB in huge pages is a fault for each 2 MiB at most, and right when they are split",
+        ..ROW
+    },
+    Scenario {
         name: "spans",
         shows: "an event over 50 spans on two devices: one SYNC of each device",
         devices: 2,

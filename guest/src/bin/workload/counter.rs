@@ -86,6 +86,7 @@ pub(crate) fn statistics(stats: &Stats, suffix: &str) {
     number("ahead", stats.ahead);
     number("ahead_lost", stats.ahead_lost);
     number("evictions", stats.evictions);
+    number("huge_grants", stats.huge_grants);
     number("device_syncs", stats.syncs);
     let histograms =
         [("grant_ns", &stats.grant_ns), ("revoke_ns", &stats.revoke_ns), ("replay_ns", &stats.replay_ns)];

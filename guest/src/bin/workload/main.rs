@@ -15,6 +15,7 @@ mod events;
 mod exit_while_busy;
 mod garbage;
 mod hmm_baseline;
+mod huge;
 mod link;
 mod litmus;
 mod looking;

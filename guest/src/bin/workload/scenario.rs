@@ -5,7 +5,7 @@
 use crate::link;
 use crate::{
     atomics, counter, device_dies, device_silent, device_stops, discard, events, exit_while_busy, garbage,
-    hmm_baseline, litmus, looking, reload, spans, two_devices, two_processes,
+    hmm_baseline, huge, litmus, looking, reload, spans, two_devices, two_processes,
 };
 use anyhow::Result;
 use std::process::ExitCode;
@@ -147,6 +147,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "events-pinned",
         shows: "what the kernel stores to pages that it has pinned is there, and nothing that the device did is lost",
         run: events::pinned,
+    },
+    Scenario {
+        name: "huge",
+        shows: "memory in huge pages is mapped so on the device, and right when they are split",
+        run: huge::run,
     },
     Scenario {
         name: "spans",
