@@ -3,8 +3,9 @@
 //! A queue's outlook: the pages that its command will need next (spec 7.3), and how many of them are to be obtained
 //! with a fault.
 //!
-//! The device reports such a page once in a command, so what is not obtained at once is kept, in the order in
-//! which the command comes there. How many pages are tried with one fault is the queue's *window*. It is halved when the
+//! The device reports such a page once in a command, so what is not obtained at once is kept. Its records are runs of pages: a
+//! command that reads an array and writes another has one of each, and needs both at the same time, so they are taken from in
+//! turn. How many pages are tried with one fault is the queue's *window*. It is halved when the
 //! queue faults on a page of its last window, which was taken back before the command came there, and doubles when the
 //! queue faults on another one, having used them all. So a command that is alone with its memory soon has few
 //! faults, and one that shares each page with busy CPUs takes only what it is about to use.
@@ -38,10 +39,11 @@ const _: () = assert!(size_of::<Hint>() == 16);
 #[repr(C)]
 pub(crate) struct Outlook {
     pub(crate) queue: u32,
+    /// The first `count`. Those that are used up have no pages.
     hints: [Hint; MAX_HINTS],
-    /// Those that are not used up: `start..end`.
-    start: usize,
-    end: usize,
+    count: usize,
+    /// Which of them is next.
+    turn: usize,
     /// Pages to be tried with a fault, its own included, as a binary logarithm.
     window_log2: u32,
     /// The pages that were tried with the last fault.
@@ -52,14 +54,12 @@ pub(crate) struct Outlook {
 impl Outlook {
     /// Keeps a record of the device's.
     pub(crate) fn push(&mut self, hint: Hint) {
-        if self.end == MAX_HINTS {
-            self.hints.copy_within(self.start.., 0);
-            self.end -= self.start;
-            self.start = 0;
+        if self.count == MAX_HINTS {
+            self.retain(|_| true);
         }
-        if let Some(slot) = self.hints.get_mut(self.end) {
+        if let Some(slot) = self.hints.get_mut(self.count) {
             *slot = hint;
-            self.end += 1;
+            self.count += 1;
         }
     }
 
@@ -73,23 +73,38 @@ impl Outlook {
             self.window_log2 = (self.window_log2 + 1).min(MAX_WINDOW_LOG2);
         }
         self.tried_count = 0;
-        self.forget_before(fault_id, page, lost);
+        let known = self.hints().iter().position(|hint| hint.contains(page));
+        match known {
+            Some(index) => self.skip(index, page),
+            None if lost => {}
+            // It is far beyond, or of another command: what came before the fault is of no use.
+            None => self.retain(|hint| hint.fault_id == fault_id),
+        }
         (1 << self.window_log2) - 1
     }
 
-    /// Drops what the command has passed. A page that nobody knows of is far beyond, or of another command.
-    fn forget_before(&mut self, fault_id: u32, page: u64, lost: bool) {
-        let known = self.hints().iter().position(|hint| hint.contains(page));
-        let new = self.hints().iter().position(|hint| hint.fault_id == fault_id);
-        self.start += match known {
-            Some(index) => index,
-            None if lost => 0,
-            None => new.unwrap_or(self.end - self.start),
-        };
-        // It is obtained by its own fault.
-        if self.hints().first().is_some_and(|hint| pci::page_base(hint.va) == page) {
+    /// Goes on with the run that holds `page`, which is obtained by its own fault.
+    fn skip(&mut self, index: usize, page: u64) {
+        self.turn = index;
+        if self.hints().get(index).is_some_and(|hint| pci::page_base(hint.va) == page) {
             self.pop();
         }
+    }
+
+    /// Drops what is used up or not to be kept.
+    fn retain(&mut self, keep: impl Fn(&Hint) -> bool) {
+        let mut kept = 0;
+        for index in 0..self.count {
+            let Some(hint) = self.hints.get(index).copied().filter(|hint| hint.pages > 0 && keep(hint))
+            else {
+                continue;
+            };
+            if let Some(slot) = self.hints.get_mut(kept) {
+                *slot = hint;
+                kept += 1;
+            }
+        }
+        (self.count, self.turn) = (kept, 0);
     }
 
     /// The next page, and what is wanted there. It belongs to the window now.
@@ -102,20 +117,21 @@ impl Outlook {
         Some((page, access))
     }
 
+    /// A page of the run whose turn it is, or of the next one that has any.
     fn pop(&mut self) -> Option<(u64, AccessKind)> {
-        let hint = self.hints.get_mut(self.start..self.end)?.first_mut()?;
+        let count = self.count;
+        let mut order = (self.turn..count).chain(0..self.turn.min(count));
+        let index = order.find(|&index| self.hints.get(index).is_some_and(|hint| hint.pages > 0))?;
+        self.turn = index + 1;
+        let hint = self.hints.get_mut(index)?;
         let next = (pci::page_base(hint.va), hint.access);
-        if hint.pages > 1 {
-            hint.pages -= 1;
-            hint.va = next.0.wrapping_add(pci::PAGE_SIZE);
-        } else {
-            self.start += 1;
-        }
+        hint.pages -= 1;
+        hint.va = next.0.wrapping_add(pci::PAGE_SIZE);
         Some(next)
     }
 
     fn hints(&self) -> &[Hint] {
-        self.hints.get(self.start..self.end).unwrap_or(&[])
+        self.hints.get(..self.count).unwrap_or(&[])
     }
 
     fn tried(&self) -> &[u64] {

@@ -103,3 +103,26 @@ fn records_beyond_what_is_kept_are_dropped() {
     outlook.push(run(2, FAR, 1));
     assert_eq!(outlook.next().map(|(va, _)| va / PAGE_SIZE), Some(FAR));
 }
+
+#[test]
+fn two_arrays_are_obtained_side_by_side() {
+    let mut outlook = grown();
+    outlook.push(run(100, FAR + 1, 100));
+    outlook.push(run(100, 2 * FAR, 100));
+    let pages = serve(&mut outlook, 100, FAR);
+    assert_eq!(pages[..4], [FAR + 1, 2 * FAR, FAR + 2, 2 * FAR + 1]);
+    assert_eq!(pages.len(), 200);
+}
+
+#[test]
+fn a_fault_in_one_array_forgets_nothing_of_the_other() {
+    let mut outlook = Outlook::new_zeroed();
+    outlook.push(run(1, FAR + 1, 100));
+    outlook.push(run(1, 2 * FAR, 100));
+    assert_eq!(serve(&mut outlook, 1, FAR), [FAR + 1]);
+    // The window was one page: the other array faults, and then nothing more for a while.
+    assert_eq!(serve(&mut outlook, 2, 2 * FAR), [FAR + 2, 2 * FAR + 1, FAR + 3]);
+    assert_eq!(serve(&mut outlook, 3, 2 * FAR + 2).len(), 7);
+    let left: Vec<_> = std::iter::from_fn(|| outlook.next()).map(|(va, _)| va / PAGE_SIZE).collect();
+    assert!(left.contains(&(FAR + 100)) && left.contains(&(2 * FAR + 99)), "{left:?}");
+}
