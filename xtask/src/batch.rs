@@ -30,6 +30,9 @@ const CHAOS_SLOWDOWN: u32 = 3;
 pub(crate) fn plan(options: &RunOptions, scenario: &'static Scenario) -> Plan {
     let chaos = if options.vm.chaos.is_some() { CHAOS_SLOWDOWN } else { 1 };
     let own = u64::from(scenario.timeout * options.vm.kernel.flavour.slowdown() * chaos);
+    let duration = scenario.duration.map(|own| options.duration.unwrap_or(own));
+    // What is asked for beyond the row's own time comes on top of the row's limit.
+    let longer = duration.unwrap_or(0).saturating_sub(scenario.duration.unwrap_or(0));
     Plan {
         scenario,
         devices: options.vm.devices.unwrap_or(scenario.devices),
@@ -39,7 +42,8 @@ pub(crate) fn plan(options: &RunOptions, scenario: &'static Scenario) -> Plan {
         // A hasher of the standard library is seeded at random.
         seed: options.seed.unwrap_or_else(|| RandomState::new().hash_one(scenario.name) >> 1),
         only: options.only.clone(),
-        timeout: Some(Duration::from_secs(options.timeout.unwrap_or(own))),
+        duration,
+        timeout: Some(Duration::from_secs(options.timeout.unwrap_or(own + u64::from(longer)))),
     }
 }
 

@@ -96,6 +96,9 @@ pub(crate) struct RunOptions {
     /// Keeps to the parts of a scenario whose names contain this, where it has such: cells of events
     #[arg(long, value_name = "TEXT", value_parser = word)]
     pub(crate) only: Option<String>,
+    /// Lets scenarios without an end of their own work this long [default: the scenario's own time]
+    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub(crate) duration: Option<u32>,
     /// Writes the results to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,

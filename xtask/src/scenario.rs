@@ -135,6 +135,20 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         ..UNWATCHED
     },
     Scenario {
+        name: "progress",
+        shows: "CPU threads hammer the device's word, then words beside it: neither side starves",
+        duration: Some(20),
+        ..ROW
+    },
+    Scenario {
+        name: "progress-slow",
+        shows: "the same with a device that gets one element out of a grant and no more",
+        // Longer than a CPU takes to want the page back.
+        rmw_delay: Some(1_000_000),
+        duration: Some(20),
+        ..ROW
+    },
+    Scenario {
         name: "two-devices",
         shows: "two devices and CPU threads on the same counters: the sum is exact",
         devices: 2,

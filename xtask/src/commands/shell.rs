@@ -23,6 +23,7 @@ pub(crate) async fn run(options: VmOptions) -> Result<()> {
         instruments: Instruments::new(&options, &scenario::SHELL),
         seed: 0,
         only: None,
+        duration: None,
         timeout: None,
     };
     progress.say("`exit` powers the guest off; Ctrl-] ends it from here");

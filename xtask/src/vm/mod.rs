@@ -65,6 +65,8 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     /// Parts of the scenario to keep to.
     pub(crate) only: Option<String>,
+    /// Seconds that a workload without an end of its own works.
+    pub(crate) duration: Option<u32>,
     /// `None`: no limit, somebody sits at the console.
     pub(crate) timeout: Option<Duration>,
 }
@@ -209,7 +211,7 @@ impl Machine {
         if let Some(timeout) = plan.timeout {
             line.push_str(&format!(" svmx_init.limit={}", guest_limit(timeout).as_secs()));
         }
-        if let Some(duration) = plan.scenario.duration {
+        if let Some(duration) = plan.duration {
             line.push_str(&format!(" svmx_init.duration={duration}"));
         }
         line
@@ -325,6 +327,20 @@ mod tests {
         let both = device_options("device-silent", &["--chaos", "light", "--engines", "1"]);
         let chaos = ["--chaos", "light,silent-after=400", "--seed", "8"];
         assert_eq!(both, [&["--engines", "1", "--check-exclusive"][..], &chaos].concat());
+    }
+
+    #[test]
+    fn more_time_to_work_is_more_time_to_end() {
+        let plan = |name: &str, line: &[&str]| {
+            let line = Line::parse_from(["xtask"].iter().chain(line));
+            let plan = batch::plan(&line.options, scenario::find(name).unwrap());
+            (plan.duration, plan.timeout.unwrap().as_secs())
+        };
+        assert_eq!(plan("garbage", &[]), (Some(60), 300));
+        assert_eq!(plan("garbage", &["--duration", "100"]), (Some(100), 340));
+        assert_eq!(plan("garbage", &["--duration", "5"]), (Some(5), 300));
+        assert_eq!(plan("garbage", &["--duration", "100", "--timeout", "200"]), (Some(100), 200));
+        assert_eq!(plan("counter", &["--duration", "100"]), (None, 180), "it ends by itself");
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod litmus;
 mod looking;
 mod maps;
 mod process;
+mod progress;
 mod random;
 mod reload;
 mod scenario;

@@ -5,7 +5,7 @@
 use crate::link;
 use crate::{
     atomics, counter, device_dies, device_silent, device_stops, discard, events, exit_while_busy, garbage,
-    hmm_baseline, huge, litmus, looking, reload, spans, two_devices, two_processes,
+    hmm_baseline, huge, litmus, looking, progress, reload, spans, two_devices, two_processes,
 };
 use anyhow::Result;
 use std::process::ExitCode;
@@ -117,6 +117,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "litmus",
         shows: "a CPU thread and a queue see each other's stores in the order that the specification promises",
         run: litmus::run,
+    },
+    Scenario {
+        name: "progress",
+        shows: "CPU threads hammer the device's word, or words beside it, and neither side starves",
+        run: progress::run,
+    },
+    Scenario {
+        name: "progress-slow",
+        shows: "the same with a device that gets one element out of a grant and no more",
+        run: progress::slow,
     },
     Scenario {
         name: "two-devices",
