@@ -154,6 +154,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         devices: 2,
         ..ROW
     },
+    Scenario {
+        name: "contexts",
+        shows: "64 contexts of four processes: sums are exact, none starves, a greedy one slows nobody much",
+        timeout: 300,
+        ..ROW
+    },
     Scenario { name: "two-processes", shows: "neither of two processes reaches the other's memory", ..ROW },
     Scenario {
         name: "exit-while-busy",

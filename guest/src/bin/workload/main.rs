@@ -6,6 +6,7 @@
 mod area;
 mod atomics;
 mod contest;
+mod contexts;
 mod counter;
 mod device_dies;
 mod device_silent;

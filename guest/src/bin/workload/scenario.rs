@@ -4,8 +4,8 @@
 
 use crate::link;
 use crate::{
-    atomics, counter, device_dies, device_silent, device_stops, discard, events, exit_while_busy, garbage,
-    hmm_baseline, huge, litmus, looking, progress, reload, spans, two_devices, two_processes,
+    atomics, contexts, counter, device_dies, device_silent, device_stops, discard, events, exit_while_busy,
+    garbage, hmm_baseline, huge, litmus, looking, progress, reload, spans, two_devices, two_processes,
 };
 use anyhow::Result;
 use std::process::ExitCode;
@@ -134,6 +134,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: two_devices::run,
     },
     Scenario {
+        name: "contexts",
+        shows: "64 contexts are served alike, and one of them beside a process that faults all the time",
+        run: contexts::run,
+    },
+    Scenario {
         name: "two-processes",
         shows: "two processes never reach each other's memory, nor anything outside their own",
         run: two_processes::run,
@@ -213,6 +218,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 /// Programs that scenarios start as processes of their own: `workload child NAME …`.
 const CHILDREN: &[(&str, Child)] = &[
     ("two-processes", two_processes::child),
+    ("contexts-member", contexts::member),
+    ("contexts-greedy", contexts::greedy),
     ("busy", exit_while_busy::child),
     ("garbage", garbage::child),
     ("events", events::child),
