@@ -17,6 +17,7 @@ use super::outlook::Outlook;
 use super::queue::Queue;
 use super::space::Space;
 use super::stats::Stats;
+use super::waiters::Waiters;
 use kernel::{
     bindings, impl_has_work,
     mm::Mm,
@@ -61,6 +62,9 @@ pub(crate) struct Context {
     /// Pages that will be needed. Innermost lock, for a look-up or a change.
     #[pin]
     pub(crate) outlooks: SpinLock<Outlooks>,
+    /// Those who wait for pages that others bring.
+    #[pin]
+    pub(crate) waiters: Waiters,
     #[pin]
     work: Work<Context>,
     _live: Live,
@@ -115,6 +119,7 @@ impl Context {
                 space <- new_mutex!(Some(space), "svmx::space"),
                 faults <- new_spinlock!(KVec::new(), "svmx::faults"),
                 outlooks <- new_spinlock!(Outlooks::new(), "svmx::outlooks"),
+                waiters <- Waiters::new(),
                 work <- new_work!("svmx::serve"),
                 _live: Live::new(Kind::Context),
             }),
@@ -188,6 +193,8 @@ impl Context {
         // Before its identifier is free.
         self.outlooks.lock().remove(queue.id());
         queue.destroy();
+        // Nobody wants what its command waits for.
+        self.waiters.give_up(Some(queue.id()));
         if let Ok(completions) = self.completions() {
             completions.wake_all();
         }
@@ -201,6 +208,11 @@ impl Context {
     /// Takes a fault for the work item to serve.
     pub(crate) fn push_fault(self: &Arc<Self>, fault: Fault) {
         self.stats.faults.bump();
+        self.serve_fault(fault);
+    }
+
+    /// Takes a fault that was not served yet.
+    pub(crate) fn serve_fault(self: &Arc<Self>, fault: Fault) {
         if self.insert_fault(fault).is_err() {
             return self.cancel(&fault, Status::NO_RESOURCES);
         }
@@ -253,7 +265,8 @@ impl Context {
         for queue in queues {
             self.end_queue(&queue);
         }
-        // 2. Faults: the drain cancels those that still come, and the work item has ended.
+        // 2. Faults: the drain cancels those that still come, nobody waits for a page, and the work item has ended.
+        self.waiters.end();
         hw::flush(&self.work);
         // 3. Notifiers, then the address space on the device, then its tables.
         let space = self.space.lock().take();

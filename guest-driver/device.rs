@@ -13,6 +13,7 @@ use super::faultq::FaultQueue;
 use super::hw::{self, DmaBuf, Handler, PciDevice, WaitQueue};
 use super::ids::Ids;
 use super::live::{Kind, Live};
+use super::mm::is_orphaned;
 use super::regs::{Health, Identity, Regs};
 use super::trace;
 use kernel::{
@@ -265,6 +266,16 @@ impl Device {
         core::mem::replace(contexts.get_mut(asid as usize)?, context)
     }
 
+    /// Ends the waits of contexts whose processes have ended: the wait keeps the memory, the memory the mappings of queues, and
+    /// those the file.
+    fn give_up_orphans(&self) {
+        for asid in 0..=self.identity.max_contexts {
+            if let Some(context) = self.context(asid).filter(|context| is_orphaned(&context.mm)) {
+                context.waiters.give_up(None);
+            }
+        }
+    }
+
     /// A queue was made: keep an eye on the device.
     pub(crate) fn queue_made(self: &Arc<Self>) {
         self.queues.add(1, Relaxed);
@@ -358,6 +369,7 @@ impl WorkItem<2> for Device {
             return;
         }
         this.check_health();
+        this.give_up_orphans();
         this.start_watchdog();
     }
 }

@@ -14,7 +14,7 @@ use super::abi::{
 use super::context::Context;
 use super::faultq::Fault;
 use super::hw::Stopwatch;
-use super::mm::{fault_page, Attempt, ExclusivePage, Mapped, ReadLocked};
+use super::mm::{fault_page, Attempt, ExclusivePage, Mapped, ReadLocked, WAITS};
 use super::span::{Shared, Span, SpanNotifier, SPAN};
 use super::trace;
 use core::ops::Range;
@@ -44,6 +44,8 @@ pub(crate) enum Outcome {
     Present,
     /// An invalidation came between: start over.
     Raced,
+    /// Somebody else has to bring the page, which may take for ever: [`super::mm::fault_in`].
+    Waits,
 }
 
 /// Of a span: the CPU maps so many pages by one entry if it has them as one.
@@ -61,7 +63,12 @@ pub(crate) const MAX_HELD: usize = 16;
 pub(crate) fn grant(context: &Context, mm: &MmWithUser, wanted: &Wanted<'_>) -> Result<Outcome, Status> {
     let watch = Stopwatch::start();
     let span = span_of(context, mm, wanted)?;
-    let outcome = grant_locked(context, &span, &mut ReadLocked::new(mm), wanted, &watch);
+    let mut outcome = grant_locked(context, &span, &mut ReadLocked::new(mm), wanted, &watch);
+    if matches!(outcome, Ok(Outcome::Waits)) && wanted.access == AccessKind::ATOMIC {
+        // It may be there, which can be relied on only if nobody else is at work.
+        let mut alone = ReadLocked::alone(mm, wanted.page as usize);
+        outcome = grant_locked(context, &span, &mut alone, wanted, &watch);
+    }
     if let Ok(Outcome::Granted) = outcome {
         context.stats.grant_ns.record(watch.ns());
     }
@@ -129,6 +136,7 @@ fn grant_locked(
             trace::grant(context, wanted, Err(EAGAIN), watch);
             Ok(Outcome::Raced)
         }
+        Err(error) if error == WAITS => Ok(Outcome::Waits),
         Err(error) => {
             trace::grant(context, wanted, Err(error), watch);
             Err(status_of(error, mm, wanted))
@@ -301,7 +309,7 @@ fn allowed(mm: &ReadLocked<'_>, wanted: &Wanted<'_>) -> Result<(), Status> {
 }
 
 /// What an error of the memory management means for the command.
-fn status_of(error: Error, mm: &ReadLocked<'_>, wanted: &Wanted<'_>) -> Status {
+pub(crate) fn status_of(error: Error, mm: &ReadLocked<'_>, wanted: &Wanted<'_>) -> Status {
     match error {
         EOPNOTSUPP => Status::NOT_EXCLUSIVE,
         ENOMEM => Status::NO_RESOURCES,

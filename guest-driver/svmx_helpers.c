@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 /* See svmx_helpers.h. */
 
+#include <linux/backing-dev.h>
 #include <linux/dma-mapping.h>
 #include <linux/gfp.h>
 #include <linux/hmm.h>
 #include <linux/io.h>
 #include <linux/mm.h>
 #include <linux/mmap_lock.h>
+#include <linux/sched/signal.h>
+#include <linux/userfaultfd_k.h>
 
 #include "svmx_helpers.h"
 
@@ -33,6 +36,11 @@ bool svmx_mmu_notifier_range_blockable(const struct mmu_notifier_range *range)
 void svmx_folio_put(struct folio *folio)
 {
 	folio_put(folio);
+}
+
+void svmx_put_page(struct page *page)
+{
+	put_page(page);
 }
 
 phys_addr_t svmx_page_to_phys(struct page *page)
@@ -63,6 +71,55 @@ unsigned long svmx_vm_shadow_stack(void)
 void svmx_phys_mark_dirty(phys_addr_t phys)
 {
 	folio_mark_dirty(pfn_folio(PHYS_PFN(phys)));
+}
+
+int svmx_mmap_read_lock_killable(struct mm_struct *mm)
+{
+	return mmap_read_lock_killable(mm);
+}
+
+void svmx_mmap_read_unlock(struct mm_struct *mm)
+{
+	mmap_read_unlock(mm);
+}
+
+void svmx_mmap_write_lock(struct mm_struct *mm)
+{
+	mmap_write_lock(mm);
+}
+
+void svmx_mmap_write_unlock(struct mm_struct *mm)
+{
+	mmap_write_unlock(mm);
+}
+
+void svmx_vma_start_write(struct vm_area_struct *vma)
+{
+	vma_start_write(vma);
+}
+
+bool svmx_vma_faults_wait(struct vm_area_struct *vma)
+{
+	return userfaultfd_armed(vma) || (vma->vm_file && mapping_can_writeback(vma->vm_file->f_mapping));
+}
+
+bool svmx_mm_is_orphaned(struct mm_struct *mm)
+{
+#ifdef CONFIG_MEMCG
+	return !rcu_access_pointer(mm->owner);
+#else
+	return false;
+#endif
+}
+
+unsigned long svmx_hmm_pfn_flags(bool write)
+{
+	return HMM_PFN_VALID | (write ? HMM_PFN_WRITE : 0);
+}
+
+void svmx_allow_kill(void)
+{
+	allow_signal(SIGKILL);
 }
 
 void svmx_vma_init_pfnmap(struct vm_area_struct *vma, const struct vm_operations_struct *ops)

@@ -32,6 +32,7 @@ mod span;
 mod stats;
 mod sys;
 mod trace;
+mod waiters;
 mod worker;
 
 use kernel::{driver::Registration, pci, prelude::*};

@@ -66,7 +66,7 @@ fn poll(context: &Context) -> bool {
 }
 
 /// Answers each fault: with a REPLAY, or with a CANCEL that says why not.
-fn serve(context: &Context, faults: &[Fault]) {
+fn serve(context: &Arc<Context>, faults: &[Fault]) {
     let Some(mm) = context.mm.mmget_not_zero().filter(|_| !context.is_ending()) else {
         return faults.iter().for_each(|fault| context.cancel(fault, Status::CANCELLED));
     };
@@ -79,7 +79,7 @@ fn serve(context: &Context, faults: &[Fault]) {
 }
 
 /// Answers faults that are the same but for their queues.
-fn serve_page(context: &Context, mm: &MmWithUser, faults: &[Fault]) -> Result<(), Status> {
+fn serve_page(context: &Arc<Context>, mm: &MmWithUser, faults: &[Fault]) -> Result<(), Status> {
     let Some(fault) = faults.first() else { return Ok(()) };
     let wanted = Wanted { page: pci::page_base(fault.va), access: fault.access, faults, ahead: false };
     for _ in 0..MAX_ATTEMPTS {
@@ -87,6 +87,7 @@ fn serve_page(context: &Context, mm: &MmWithUser, faults: &[Fault]) -> Result<()
             // Another thread may have mapped it.
             Outcome::Granted | Outcome::Present => return Ok(()),
             Outcome::Raced => {}
+            Outcome::Waits => return faults.iter().try_for_each(|fault| context.waiters.wait(context, fault)),
         }
     }
     // The device looks again and faults again, behind whoever else waits.

@@ -5,7 +5,7 @@
 //! C header: `include/linux/rmap.h`, `make_device_exclusive()`.
 
 use super::super::sys;
-use super::{Owner, ReadLocked};
+use super::{waiting, Owner, ReadLocked, WAITS};
 use core::{
     marker::PhantomData,
     ptr::{null_mut, NonNull},
@@ -42,8 +42,11 @@ impl<'a> ExclusivePage<'a> {
     /// # Errors
     ///
     /// EFAULT: no such memory, or not writable. EOPNOTSUPP: memory of another kind. ENOMEM.
-    /// Others mean that the page moved and the caller may try again.
+    /// [`WAITS`]: it would have to be waited for. Others mean that the page moved and the caller may try again.
     pub(crate) fn acquire(mm: &'a mut ReadLocked<'_>, addr: usize, owner: Owner) -> Result<Self> {
+        if mm.vma(addr).is_some_and(waiting::faults_wait) && !waiting::is_there(mm, addr) {
+            return Err(WAITS);
+        }
         let mut folio: *mut bindings::folio = null_mut();
         // SAFETY: The memory has a user, and its lock is held for reading. The owner is compared
         // and never dereferenced. `folio` is valid for writes.

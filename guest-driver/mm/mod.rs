@@ -20,11 +20,13 @@ mod exclusive;
 mod locked;
 mod notifier;
 mod range_fault;
+mod waiting;
 
 pub(crate) use exclusive::ExclusivePage;
 pub(crate) use locked::ReadLocked;
 pub(crate) use notifier::{Attempt, Cause, IntervalNotifier, Mirror, Owner};
 pub(crate) use range_fault::{fault_page, Mapped};
+pub(crate) use waiting::{fault_in, is_orphaned, WAITS};
 
 /// Marks the folio that holds `phys` dirty.
 ///

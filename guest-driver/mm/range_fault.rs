@@ -5,7 +5,7 @@
 //! C header: `include/linux/hmm.h`, `hmm_range_fault()`.
 
 use super::super::sys;
-use super::{Attempt, Mirror, ReadLocked};
+use super::{waiting, Attempt, Mirror, ReadLocked, WAITS};
 use core::ptr::null_mut;
 use kernel::{error::to_result, page::PAGE_SIZE, prelude::*};
 
@@ -27,10 +27,10 @@ pub(crate) struct Mapped {
 /// # Errors
 ///
 /// EBUSY: an invalidation came between, start over. EFAULT: no such memory. EPERM: not writable.
-/// ENOMEM.
+/// ENOMEM. [`WAITS`]: it would have to be waited for.
 pub(crate) fn fault_page<M: Mirror>(
     attempt: &Attempt<'_, M>,
-    _mm: &mut ReadLocked<'_>,
+    mm: &mut ReadLocked<'_>,
     addr: usize,
     write: bool,
 ) -> Result<Mapped> {
@@ -41,14 +41,23 @@ pub(crate) fn fault_page<M: Mirror>(
         start: addr,
         end: addr.checked_add(PAGE_SIZE).ok_or(EFAULT)?,
         hmm_pfns: &mut pfn,
-        // SAFETY: A function of its argument alone.
-        default_flags: unsafe { sys::svmx_hmm_pfn_req(write) },
+        default_flags: 0,
         pfn_flags_mask: 0,
         dev_private_owner: null_mut(),
     };
+    let waits = mm.vma(addr).is_some_and(waiting::faults_wait);
+    if !waits {
+        // SAFETY: A function of its argument alone.
+        range.default_flags = unsafe { sys::svmx_hmm_pfn_req(write) };
+    }
     // SAFETY: `range` is complete: one page, with room for one result; the notifier is registered on
     // the memory that is locked for reading.
     to_result(unsafe { sys::hmm_range_fault(&mut range) })?;
-    // SAFETY: Functions of their arguments alone. REQ_FAULT makes success mean that the entry is valid.
+    // SAFETY: A function of its argument alone.
+    let needed = unsafe { sys::svmx_hmm_pfn_flags(write) };
+    if waits && pfn & needed != needed {
+        return Err(WAITS);
+    }
+    // SAFETY: Functions of their arguments alone. The entry is valid: REQ_FAULT makes success mean that, or it was looked at.
     Ok(unsafe { Mapped { phys: sys::svmx_hmm_pfn_to_phys(pfn), order: sys::svmx_hmm_pfn_to_map_order(pfn) } })
 }

@@ -214,6 +214,17 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         ..ROW
     },
     Scenario {
+        name: "userfaultfd",
+        shows: "a command waits for a page that its process brings itself, and nothing waits with it",
+        ..ROW
+    },
+    Scenario {
+        name: "pins",
+        shows: "who has pinned a page earlier goes on beside the device, as the kernel says; later pins revoke it",
+        meddling: Meddling::Always,
+        ..ROW
+    },
+    Scenario {
         name: "reload",
         shows: "the driver unloads when unused and refuses when used, 20 rounds",
         ..ROW

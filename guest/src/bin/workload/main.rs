@@ -21,15 +21,18 @@ mod link;
 mod litmus;
 mod looking;
 mod maps;
+mod pins;
 mod process;
 mod progress;
 mod random;
 mod reload;
 mod scenario;
 mod spans;
+mod system;
 mod tracing;
 mod two_devices;
 mod two_processes;
+mod userfaultfd;
 
 use anyhow::{Context, Result, bail};
 use scenario::{Run, SCENARIOS, Shown};

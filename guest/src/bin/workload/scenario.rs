@@ -5,7 +5,8 @@
 use crate::link;
 use crate::{
     atomics, contexts, counter, device_dies, device_silent, device_stops, discard, events, exit_while_busy,
-    garbage, hmm_baseline, huge, litmus, looking, progress, reload, spans, two_devices, two_processes,
+    garbage, hmm_baseline, huge, litmus, looking, pins, progress, reload, spans, two_devices, two_processes,
+    userfaultfd,
 };
 use anyhow::Result;
 use std::process::ExitCode;
@@ -209,6 +210,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: device_dies::given_up,
     },
     Scenario {
+        name: "pins",
+        shows: "who has pinned a page earlier goes on beside the device, and who wants to later takes it away first",
+        run: pins::run,
+    },
+    Scenario {
+        name: "userfaultfd",
+        shows: "commands wait for pages that their process brings itself, and nothing else waits with them",
+        run: userfaultfd::run,
+    },
+    Scenario {
         name: "device-silent",
         shows: "when the device stops answering it is declared dead, waits end with ENODEV and the memory stays",
         run: device_silent::run,
@@ -226,6 +237,7 @@ const CHILDREN: &[(&str, Child)] = &[
     ("events-peer", events::peer),
     ("events-after-exec", events::after_exec),
     ("after-exec", exit_while_busy::after_exec),
+    ("userfaultfd", userfaultfd::child),
 ];
 
 type Child = fn(&[String]) -> Result<()>;
