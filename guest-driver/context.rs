@@ -9,14 +9,16 @@ use super::abi::{
 use super::ahead::Outlooks;
 use super::device::Device;
 use super::faultq::Fault;
-use super::hw::{self, WaitQueue};
+use super::hw::{self, debugfs::Files, WaitQueue};
 use super::live::{Kind, Live};
 use super::mm::Owner;
 use super::mmap;
+use super::opener::Opener;
 use super::outlook::Outlook;
 use super::queue::Queue;
 use super::space::Space;
-use super::stats::Stats;
+use super::stats::{self, Stats};
+use super::views;
 use super::waiters::Waiters;
 use kernel::{
     bindings, impl_has_work,
@@ -40,6 +42,7 @@ pub(crate) struct Context {
     /// The process's memory: the object is kept, not what is mapped.
     pub(crate) mm: ARef<Mm>,
     pub(crate) stats: Arc<Stats>,
+    pub(crate) opener: Opener,
     /// The file's, for zapping the process's mappings of queues. Valid until the file is released.
     mapping: *mut bindings::address_space,
     /// Which of the device's completion vectors its queues have.
@@ -49,6 +52,9 @@ pub(crate) struct Context {
     /// Outermost lock: the context ends once. True when it has.
     #[pin]
     ended: Mutex<bool>,
+    /// In debugfs, until it ends. They refer to the context.
+    #[pin]
+    files: Mutex<Option<Files<Context>>>,
     /// Taken in page faults of the process, under the lock of its `mm`: nothing that takes that lock,
     /// such as a copy from or to the process, happens under it.
     #[pin]
@@ -111,10 +117,12 @@ impl Context {
                 asid,
                 mm: mm.into(),
                 stats,
+                opener: Opener::current(),
                 mapping,
                 completion_index,
                 ending: AtomicFlag::new(false),
                 ended <- new_mutex!(false, "svmx::ended"),
+                files <- new_mutex!(None, "svmx::files"),
                 queues <- new_mutex!(KVec::new(), "svmx::queues"),
                 space <- new_mutex!(Some(space), "svmx::space"),
                 faults <- new_spinlock!(KVec::new(), "svmx::faults"),
@@ -127,6 +135,8 @@ impl Context {
         )?;
         device.command(CreateContext { asid, root, ..Default::default() }.into())?;
         device.set_context(asid, Some(context.clone()));
+        let folder = device.folder.lock().clone();
+        *context.files.lock() = Some(views::of_context(&folder, context.clone()));
         Ok(context)
     }
 
@@ -246,6 +256,11 @@ impl Context {
         !self.faults.lock().is_empty()
     }
 
+    /// Faults to serve.
+    pub(crate) fn count_faults(&self) -> usize {
+        self.faults.lock().len()
+    }
+
     /// Ends the stalled command of a fault.
     pub(crate) fn cancel(&self, fault: &Fault, status: Status) {
         self.stats.cancels.bump();
@@ -260,6 +275,9 @@ impl Context {
             return;
         }
         self.ending.store(true, Release);
+        // Waits for readers, who take the locks of what ends below.
+        let files = self.files.lock().take();
+        drop(files);
         // 1. Queues: after this the device makes no access through the context's page table.
         let queues = core::mem::take(&mut *self.queues.lock());
         for queue in queues {
@@ -277,6 +295,7 @@ impl Context {
             let _ = self.device.command(destroy.into());
             drop(space);
         }
+        stats::ENDED.add(&self.stats);
         // 4. Only now: unbinding ends all contexts that it finds, and so waits here for one whose file is
         // being released.
         let known = self.device.set_context(self.asid, None);

@@ -64,6 +64,15 @@ struct Ring {
     syncs: u64,
 }
 
+/// Where the control queue is. Indices are free-running.
+pub(crate) struct Rings {
+    pub(crate) control_tail: u32,
+    pub(crate) control_head: u32,
+    pub(crate) syncs_submitted: u64,
+    /// Where the last SYNC that is done stands in the queue.
+    pub(crate) synced_position: u64,
+}
+
 /// A position in the control queue: behind some entry.
 #[derive(Clone, Copy, Default, PartialEq, PartialOrd)]
 pub(crate) struct Ticket(u64);
@@ -116,6 +125,18 @@ impl Device {
     pub(crate) fn wait_synced(&self, ticket: Ticket) {
         // Death is a good end.
         let _ = self.request_sync(ticket).and_then(|()| self.wait_for(|hw| synced(hw, ticket)));
+    }
+
+    /// Where the driver's rings are, if the hardware is still there.
+    pub(crate) fn rings(&self) -> Option<Rings> {
+        self.with_hw(|hw| {
+            let ring = self.control.ring.lock();
+            let (control_tail, syncs_submitted) = (ring.position as u32, ring.syncs);
+            drop(ring);
+            let synced_position = CompletionWord(hw.words.word(SYNC_WORD).load(Acquire)).value();
+            let control_head = hw.doorbells.control_head();
+            Rings { control_tail, control_head, syncs_submitted, synced_position }
+        })
     }
 
     /// Executes a command and waits for its end. For creation and destruction, which are rare.

@@ -10,7 +10,7 @@ use super::context::Context;
 use super::control::Control;
 use super::doorbell::Doorbells;
 use super::faultq::FaultQueue;
-use super::hw::{self, DmaBuf, Handler, PciDevice, WaitQueue};
+use super::hw::{self, debugfs::Dir, DmaBuf, Handler, PciDevice, WaitQueue};
 use super::ids::Ids;
 use super::live::{Kind, Live};
 use super::mm::is_orphaned;
@@ -79,6 +79,9 @@ pub(crate) struct Device {
     pub(crate) queue_ids: Mutex<Ids>,
     /// Queues that exist: the watchdog runs while there are any.
     queues: Atomic<i32>,
+    /// In debugfs, while the driver is bound.
+    #[pin]
+    pub(crate) folder: Mutex<Dir>,
     #[pin]
     drain: Work<Device, 0>,
     #[pin]
@@ -133,6 +136,7 @@ impl Device {
                 asids <- new_mutex!(Ids::new(identity.max_contexts)?, "svmx::asids"),
                 queue_ids <- new_mutex!(Ids::new(identity.max_queues)?, "svmx::queue_ids"),
                 queues: Atomic::new(0),
+                folder <- new_mutex!(Dir::none(), "svmx::folder"),
                 drain <- new_work!("svmx::drain"),
                 check <- new_work!("svmx::check"),
                 watchdog <- new_delayed_work!("svmx::watchdog"),
@@ -258,6 +262,16 @@ impl Device {
     /// The context with this ASID.
     pub(crate) fn context(&self, asid: u32) -> Option<Arc<Context>> {
         self.contexts.lock().get(asid as usize)?.clone()
+    }
+
+    /// How many contexts there are.
+    pub(crate) fn count_contexts(&self) -> usize {
+        self.contexts.lock().iter().flatten().count()
+    }
+
+    /// How many queues there are.
+    pub(crate) fn count_queues(&self) -> i32 {
+        self.queues.load(Relaxed)
     }
 
     /// Makes a context known, or unknown. Returns the one that was.

@@ -8,8 +8,13 @@ use super::device::{Device, Hw};
 use super::doorbell::Doorbells;
 use super::faultq::FAULT_LOG2;
 use super::file::Node;
-use super::hw::{compat, DmaBuf, Enabled, PciDevice, Vectors};
+use super::hw::{
+    compat,
+    debugfs::{Dir, Files},
+    DmaBuf, Enabled, PciDevice, Vectors,
+};
 use super::regs::{Identity, Regs};
+use super::views;
 use kernel::{
     device::Core,
     pci,
@@ -41,10 +46,11 @@ compat::pci_device_table!(
 );
 
 /// A bound device. The fields are dropped in this order, which is the order of taking it apart:
-/// no new files; no contexts, and with them no mappings; no interrupts; no hardware.
+/// no new files; no contexts, and with them no mappings; nothing in debugfs; no interrupts; no hardware.
 pub(crate) struct Binding {
     _node: Pin<KBox<Node>>,
     _contexts: EndContexts,
+    _folder: Folder,
     _vectors: Vectors<Device>,
     _hardware: ReleaseHw,
     _number: Number,
@@ -56,6 +62,28 @@ struct EndContexts(Arc<Device>);
 impl Drop for EndContexts {
     fn drop(&mut self) {
         self.0.end_contexts();
+    }
+}
+
+/// The device's folder in debugfs. A device that is found again while files of the first are open has the same name.
+struct Folder {
+    _files: Files<Device>,
+    device: Arc<Device>,
+}
+
+impl Folder {
+    fn new(device: &Arc<Device>) -> Self {
+        let folder = views::folder(device.number());
+        *device.folder.lock() = folder.clone();
+        Folder { _files: views::of_device(folder, device.clone()), device: device.clone() }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Goes when the lock is released, or with the files.
+        let folder = core::mem::replace(&mut *self.device.folder.lock(), Dir::none());
+        drop(folder);
     }
 }
 
@@ -105,12 +133,14 @@ fn bind(pci: &PciDevice) -> Result<Binding> {
     let mut vectors = vectors;
     vectors.connect(&device)?;
     start(&device)?;
+    let folder = Folder::new(&device);
     let contexts = EndContexts(device.clone());
     let node = Node::register(device.clone(), number.0)?;
     announce(pci, &identity, number.0);
     Ok(Binding {
         _node: node,
         _contexts: contexts,
+        _folder: folder,
         _vectors: vectors,
         _hardware: hardware,
         _number: number,

@@ -128,6 +128,11 @@ impl Device {
         self.fault_queue.pollers.load(Acquire) != 0
     }
 
+    /// Records taken so far, modulo 2^32.
+    pub(crate) fn faults_taken(&self) -> u32 {
+        *self.fault_queue.head.lock()
+    }
+
     /// Whether a record is there that was not taken.
     pub(crate) fn has_fault(&self) -> bool {
         let head = *self.fault_queue.head.lock();

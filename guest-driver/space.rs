@@ -42,6 +42,11 @@ impl Space {
         self.table.root()
     }
 
+    /// How many spans there are.
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
     /// The span of `va`, if it is there.
     pub(crate) fn find(&self, va: u64) -> Option<Arc<SpanNotifier>> {
         self.spans.get(&base(va)).cloned()

@@ -119,8 +119,10 @@ impl Span {
     /// waits for the page before it releases the lock.
     pub(crate) fn map(&mut self, shared: &Shared, va: u64, entry: Pte) {
         let page = pci::page_base(va)..pci::page_base(va) + pci::PAGE_SIZE;
-        let small = self.drop_huge();
+        let small = self.drop_huge(shared);
         let old = self.leaves.set(va, entry);
+        shared.stats.hold(entry);
+        shared.stats.let_go(old);
         self.set_ahead(pte::index(va, 0), false);
         // If an entry is changed the page is the same: any other way to change it clears the entry first. But a store
         // through the old entry is not serialized with atomics through the new one.
@@ -136,6 +138,7 @@ impl Span {
     pub(crate) fn map_ahead(&mut self, shared: &Shared, va: u64, entry: Pte) {
         if self.valid(va).is_none() {
             self.leaves.set(va, entry);
+            shared.stats.hold(entry);
             self.set_ahead(pte::index(va, 0), true);
             shared.stats.ahead.bump();
         }
@@ -144,15 +147,16 @@ impl Span {
     /// Maps the whole span to 2 MiB at `address`. The caller holds the lock, has checked that no invalidation of any part
     /// came between, and replays what waits before it releases the lock.
     pub(crate) fn map_huge(&mut self, shared: &Shared, address: u64, access: Access, ahead: bool) {
-        self.drop_huge();
+        self.drop_huge(shared);
         for va in self.range().step_by(pci::PAGE_SIZE as usize) {
             if self.leaves.is_empty() {
                 break;
             }
             // These are pages of the same 2 MiB, as no invalidation came between.
-            self.take(va);
+            self.take(shared, va);
         }
         self.leaves.set_huge(address, access);
+        shared.stats.hold(Pte::huge_leaf(address, access));
         self.set_ahead(0, ahead);
         shared.stats.huge_grants.bump();
         if ahead {
@@ -212,7 +216,7 @@ impl Span {
     /// Clears the entries of `range` and marks the pages dirty that the device may have written.
     /// Returns the range that had valid entries: that of a huge leaf is the whole span. The caller holds the lock.
     fn clear(&mut self, shared: &Shared, range: Range<u64>, reason: Reason) -> Option<Range<u64>> {
-        if let Some(huge) = (!range.is_empty()).then(|| self.drop_huge()).flatten() {
+        if let Some(huge) = (!range.is_empty()).then(|| self.drop_huge(shared)).flatten() {
             if self.set_ahead(0, false) {
                 shared.stats.ahead_lost.bump();
             }
@@ -222,7 +226,7 @@ impl Span {
         let mut cleared: Option<Range<u64>> = None;
         let mut va = pci::page_base(range.start);
         while va < range.end && !self.leaves.is_empty() {
-            if let Some((entry, ahead)) = self.take(va) {
+            if let Some((entry, ahead)) = self.take(shared, va) {
                 if ahead {
                     shared.stats.ahead_lost.bump();
                 }
@@ -238,18 +242,22 @@ impl Span {
     }
 
     /// Clears the entry of one page, and says whether it was mapped ahead. There is no huge leaf.
-    fn take(&mut self, va: u64) -> Option<(Pte, bool)> {
+    fn take(&mut self, shared: &Shared, va: u64) -> Option<(Pte, bool)> {
         // Most of a big range is often empty: no store to what is clear.
         self.valid(va)?;
         let entry = self.leaves.set(va, Pte::NONE);
+        shared.stats.let_go(entry);
         mark_dirty(entry);
         Some((entry, self.set_ahead(pte::index(va, 0), false)))
     }
 
     /// Puts the leaf table in the place of a huge leaf, if there is one. Its pages are one folio, as the CPU maps them by
     /// one entry.
-    fn drop_huge(&mut self) -> Option<Pte> {
-        self.leaves.take_huge().inspect(|huge| mark_dirty(*huge))
+    fn drop_huge(&mut self, shared: &Shared) -> Option<Pte> {
+        self.leaves.take_huge().inspect(|huge| {
+            shared.stats.let_go(*huge);
+            mark_dirty(*huge);
+        })
     }
 }
 

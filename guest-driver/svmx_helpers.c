@@ -8,7 +8,9 @@
 #include <linux/io.h>
 #include <linux/mm.h>
 #include <linux/mmap_lock.h>
+#include <linux/sched.h>
 #include <linux/sched/signal.h>
+#include <linux/string.h>
 #include <linux/userfaultfd_k.h>
 
 #include "svmx_helpers.h"
@@ -133,6 +135,12 @@ unsigned long svmx_dma_pfn(const void *cpu_addr)
 	if (is_vmalloc_addr(cpu_addr))
 		return vmalloc_to_pfn(cpu_addr);
 	return page_to_pfn(virt_to_page(cpu_addr));
+}
+
+/* TASK_COMM_LEN bytes. */
+void svmx_current_comm(char *comm)
+{
+	strscpy_pad(comm, current->comm, TASK_COMM_LEN);
 }
 
 void svmx_init_waitqueue_head(struct wait_queue_head *wq)

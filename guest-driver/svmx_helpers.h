@@ -43,6 +43,9 @@ unsigned long svmx_hmm_pfn_flags(bool write);
 void svmx_vma_init_pfnmap(struct vm_area_struct *vma, const struct vm_operations_struct *ops);
 unsigned long svmx_dma_pfn(const void *cpu_addr);
 
+/* Tasks */
+void svmx_current_comm(char *comm);
+
 /* Waiting */
 void svmx_init_waitqueue_head(struct wait_queue_head *wq);
 long svmx_wait_event(struct wait_queue_head *wq, bool (*done)(void *), void *data, s64 timeout_ns);

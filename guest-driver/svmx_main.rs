@@ -22,6 +22,7 @@ mod leaves;
 mod live;
 mod mm;
 mod mmap;
+mod opener;
 mod outlook;
 mod owing;
 mod pagetable;
@@ -32,6 +33,7 @@ mod span;
 mod stats;
 mod sys;
 mod trace;
+mod views;
 mod waiters;
 mod worker;
 
@@ -43,6 +45,8 @@ struct SvmxModule {
     #[pin]
     _driver: Registration<pci::Adapter<driver::SvmxDriver>>,
     _workqueue: hw::Workqueue,
+    _files: hw::debugfs::Files<views::Ended>,
+    _folder: hw::debugfs::Root,
     _leaks: live::LeakCheck,
 }
 
@@ -52,6 +56,8 @@ impl kernel::InPlaceModule for SvmxModule {
         try_pin_init!(Self {
             _leaks: live::LeakCheck,
             // Before the first device can be found.
+            _folder: hw::debugfs::Root::new(c"svmx"),
+            _files: views::of_module()?,
             _workqueue: hw::Workqueue::new()?,
             _driver <- Registration::new(<Self as kernel::ModuleMetadata>::NAME, module),
         })

@@ -2,7 +2,7 @@
 
 //! Raw bindings of this module: `svmx_helpers.c`, `svmx_trace.c`, and kernel functions that `kernel::bindings` lacks.
 //!
-//! Nothing but what bindgen generated. Only `hw/`, `mm/`, `mmap.rs` and `trace.rs` call it.
+//! Nothing but what bindgen generated. Only `hw/`, `mm/`, `mmap.rs`, `opener.rs` and `trace.rs` call it.
 
 #![allow(
     clippy::all,

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The thin layer over the kernel's PCI, interrupt, I/O, DMA, waiting and workqueue interfaces.
+//! The thin layer over the kernel's PCI, interrupt, I/O, DMA, waiting, workqueue and debugfs interfaces.
 //!
 //! Knows PCI devices, but not svmx. [`compat`] is where series of kernels differ.
 
 mod bar;
 pub(crate) mod compat;
+pub(crate) mod debugfs;
 mod dma;
 mod irq;
 mod pci;

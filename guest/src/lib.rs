@@ -52,6 +52,7 @@
 
 pub mod bulk;
 pub mod command;
+pub mod debugfs;
 pub mod device;
 pub mod element;
 pub mod error;

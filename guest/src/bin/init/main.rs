@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use cmdline::Options;
 use std::time::{Duration, Instant};
 use svmx::module::{self, ModuleError};
-use svmx::report::Message;
+use svmx::report::{Message, Metrics};
 use verdict::Ending;
 
 fn main() {
@@ -52,7 +52,8 @@ fn run() -> Result<Option<Ending>> {
         module::wait_for_devices(options.devices, Duration::from_secs(10))?;
     }
     power::watch(options.limit + Duration::from_secs(15));
-    let ending = workload::run(&options)?;
+    let mut ending = workload::run(&options)?;
+    add_statistics(&mut ending.metrics);
     let clean = unload_module().and_then(|()| kmemleak::scan());
     Ok(Some(match clean {
         Err(error) if ending.passed() => {
@@ -60,6 +61,14 @@ fn run() -> Result<Option<Ending>> {
         }
         _ => ending,
     }))
+}
+
+/// The driver's numbers over all contexts as metrics `driver_NAME`. All processes are gone, so every context has
+/// ended.
+fn add_statistics(metrics: &mut Metrics) {
+    // A scenario that unloads the driver takes them along.
+    let numbers = svmx::debugfs::ended().unwrap_or_default();
+    metrics.extend(numbers.into_iter().map(|(name, value)| (format!("driver_{name}"), value.into())));
 }
 
 /// All processes are gone, so nothing may hold the driver.

@@ -1,18 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! `looking`: a series of accesses whose every consequence is known. The trace must tell them all, in order,
-//! with page and reason, and no more; the STATS ioctl must count the same.
+//! with page and reason, and no more; the STATS ioctl and debugfs must count the same. Then debugfs is read without
+//! end while contexts come and go.
 #![expect(unsafe_code, reason = "submits entries that name areas")]
 
-use crate::area::{Area, PAGE, RawQueue, scalar};
+use crate::area::{Area, Backing, PAGE, RawQueue, scalar};
 use crate::link::metric;
 use crate::scenario::{Run, Shown, step};
 use crate::tracing::{Event, Recording};
 use anyhow::{Context, Result, bail, ensure};
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
 use svmx::abi::queue::{Opcode, WidthLog2};
 use svmx::abi::status::Status;
 use svmx::abi::uapi::Stats;
-use svmx::{Device, QueueSize};
+use svmx::{Device, QueueSize, debugfs};
 
 /// What the areas of a page each are there for, by index.
 const TOUCHED: usize = 0;
@@ -74,13 +80,36 @@ pub(crate) fn run(_run: &Run) -> Result<Shown> {
     step("comparing");
     let events = recording.events()?;
     compare(&events, &EXPECTED, &areas)?;
-    agree(&events, &*device.stats()?)?;
+    let stats = device.stats()?;
+    agree(&events, &stats)?;
+    let folder = debugfs::of_context(0, events[0].number("asid")?);
+    shown(&folder, &stats)?;
     step("the end of the context");
+    let ended = debugfs::ended()?;
+    let mut open = File::open(folder.join("stats"))?;
     drop(device);
+    ensure!(!folder.exists(), "{} is still there", folder.display());
+    ensure!(
+        open.read_to_end(&mut Vec::new()).is_err(),
+        "a file of a context that has ended can still be read"
+    );
+    // Closed when the context, and all that it showed, is gone.
+    drop(open);
+    for (name, value) in numbers(&stats) {
+        let expected = ended.get(name).copied().unwrap_or(0) + value + u64::from(name == "revocations");
+        let found = debugfs::ended()?.get(name).copied();
+        ensure!(found == Some(expected), "of contexts that have ended {name} is {found:?}, not {expected}");
+    }
     let all = recording.events()?;
     compare(&all[events.len()..], &AT_THE_END, &areas)?;
     metric("events", all.len());
-    Ok(Shown::Pass(format!("{} events, all as expected, and the counters agree", all.len())))
+    drop(recording);
+    let reads = read_meanwhile()?;
+    metric("debugfs_reads", reads);
+    Ok(Shown::Pass(format!(
+        "{} events, all as expected, and the counters agree; {reads} reads while contexts ended",
+        all.len()
+    )))
 }
 
 /// Each command is waited for, so that the order of the events is that of the series.
@@ -156,4 +185,92 @@ fn agree(events: &[Event], stats: &Stats) -> Result<()> {
         ensure!(counted == traced, "{name} is {counted}, but the trace has {traced}");
     }
     Ok(())
+}
+
+/// Counters by the names that debugfs has for them.
+fn numbers(stats: &Stats) -> [(&'static str, u64); 12] {
+    [
+        ("faults", stats.faults),
+        ("grants", stats.grants),
+        ("revocations", stats.revocations),
+        ("shared_grants", stats.shared_grants),
+        ("replays", stats.replays),
+        ("cancels", stats.cancels),
+        ("retries", stats.retries),
+        ("invalidations", stats.invalidations),
+        ("ahead", stats.ahead),
+        ("ahead_lost", stats.ahead_lost),
+        ("evictions", stats.evictions),
+        ("huge_grants", stats.huge_grants),
+    ]
+}
+
+/// Whether the context's files say what is so.
+fn shown(folder: &Path, stats: &Stats) -> Result<()> {
+    step("debugfs");
+    let counters = debugfs::numbers(folder.join("stats"))?;
+    for (name, value) in numbers(stats) {
+        ensure!(counters.get(name) == Some(&value), "STATS has {name} = {value}, debugfs {counters:?}");
+    }
+    ensure!(counters.len() == numbers(stats).len(), "debugfs has more counters: {counters:?}");
+    let context = debugfs::read(folder.join("context"))?;
+    // What the device has is one page, that which was kept; the queue is gone.
+    let pid = std::process::id().to_string();
+    let expected = [("pid", pid.as_str()), ("queues", "0"), ("pages_exclusive", "1"), ("pages_shared", "0")];
+    for (name, value) in expected {
+        ensure!(context.get(name).map(String::as_str) == Some(value), "{name} is not {value}: {context:?}");
+    }
+    let latency = debugfs::numbers(folder.join("latency"))?;
+    let samples = [("replay_ns_count", &stats.replay_ns), ("revoke_ns_count", &stats.revoke_ns)];
+    for (name, histogram) in samples {
+        let total: u64 = histogram.iter().sum();
+        ensure!(total > 0 && latency.get(name) == Some(&total), "{name} is not {total}: {latency:?}");
+    }
+    let device = debugfs::read(debugfs::of_device(0).join("device"))?;
+    for (name, value) in [("state", "alive"), ("fault_waiting", "0")] {
+        ensure!(device.get(name).map(String::as_str) == Some(value), "{name} is not {value}: {device:?}");
+    }
+    // For whoever wants to see what it looks like.
+    for path in [debugfs::of_device(0).join("device"), folder.join("context"), folder.join("latency")] {
+        println!("{}:\n{}", path.display(), fs::read_to_string(&path)?);
+    }
+    Ok(())
+}
+
+/// Contexts that are opened, used and closed while somebody reads all there is to read.
+fn read_meanwhile() -> Result<u64> {
+    const CONTEXTS: u32 = 100;
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut reads = 0;
+            while !over.load(Relaxed) {
+                reads += read_all(Path::new(debugfs::FOLDER));
+            }
+            reads
+        });
+        let used = (0..CONTEXTS).try_for_each(|round| {
+            step(format!("context {round} under debugfs"));
+            use_context()
+        });
+        over.store(true, Relaxed);
+        let reads = reader.join().map_err(|_| anyhow::anyhow!("the reading thread panicked"))?;
+        used.map(|()| reads)
+    })
+}
+
+fn use_context() -> Result<()> {
+    let area = Area::new(Backing::Private, PAGE)?;
+    let device = Device::open_nth(0)?;
+    // SAFETY: it names `area`, which nothing but atomics reaches.
+    let mut queue = unsafe { RawQueue::new(device.create_queue(QueueSize::default())?) };
+    let done = queue.execute(&scalar(Opcode::FETCH_ADD, WidthLog2::W64, area.address(0), 1))?;
+    ensure!(done.status.is_success(), "{done:?}");
+    Ok(())
+}
+
+/// Reads every file below; returns how many could be read. What is not there any more is no error.
+fn read_all(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.map(|path| if path.is_dir() { read_all(&path) } else { fs::read(path).is_ok().into() }).sum()
 }
