@@ -3,7 +3,7 @@
 //! From a fresh checkout to everything that boots: toolchain, kernel, driver, programs.
 
 use crate::artifacts::initramfs::Origins;
-use crate::artifacts::{driver, programs, selftests};
+use crate::artifacts::{c_programs, driver, programs, selftests};
 use crate::cache::Cache;
 use crate::kernel::{Choice, Kernel};
 use crate::options::{KernelOptions, VmOptions};
@@ -43,6 +43,7 @@ pub(crate) async fn machine(decided: Decided, options: &VmOptions, progress: &Pr
     )?;
     let origins = Origins {
         guest,
+        c: system.c,
         driver: system.driver,
         kernel: system.kernel.build.clone(),
         selftests: system.selftests,
@@ -67,6 +68,8 @@ pub(crate) struct System {
     pub(crate) toolchain: Toolchain,
     pub(crate) kernel: Kernel,
     pub(crate) driver: PathBuf,
+    /// The folder of our programs in C.
+    pub(crate) c: PathBuf,
     /// The folder of the kernel's own tests, if it has them.
     pub(crate) selftests: Option<PathBuf>,
 }
@@ -85,5 +88,6 @@ pub(crate) async fn system(options: &KernelOptions, progress: &Progress) -> Resu
     };
     let driver = driver::build(&kernel, &toolchain, progress).await?;
     let selftests = selftests::build(&kernel, &toolchain, progress).await?;
-    Ok(System { toolchain, kernel, driver, selftests })
+    let c = c_programs::build(&toolchain, progress).await?;
+    Ok(System { toolchain, kernel, driver, c, selftests })
 }

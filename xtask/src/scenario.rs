@@ -192,6 +192,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         ..ROW
     },
     Scenario {
+        name: "c-example",
+        shows: "the example in C, built against svmx.h: the device and CPU threads add, the sums are exact",
+        ..ROW
+    },
+    Scenario {
         name: "looking",
         shows: "trace events come in order and number, and agree with debugfs and the STATS ioctl",
         ..ROW

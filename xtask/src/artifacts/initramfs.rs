@@ -20,6 +20,7 @@ const TYPE_CHARACTER: u32 = 0o020_000;
 #[derive(Clone, Debug)]
 pub(crate) struct Origins {
     pub(crate) guest: PathBuf,
+    pub(crate) c: PathBuf,
     pub(crate) driver: PathBuf,
     pub(crate) kernel: PathBuf,
     /// Not every kernel has them.
@@ -71,6 +72,7 @@ impl Origins {
         let (origin, rest) = from.split_once('/').with_context(|| format!("{from:?} has no origin"))?;
         let dir = match origin {
             "guest" => Some(&self.guest),
+            "c" => Some(&self.c),
             "driver" => Some(&self.driver),
             "kernel" => Some(&self.kernel),
             "selftests" => self.selftests.as_ref(),
@@ -146,8 +148,8 @@ mod tests {
     use super::*;
 
     fn origins(dir: &Path) -> Origins {
-        let [guest, driver, kernel, toolchain] = ["g", "d", "k", "t"].map(|name| dir.join(name));
-        Origins { guest, driver, kernel, selftests: None, toolchain }
+        let [guest, c, driver, kernel, toolchain] = ["g", "c", "d", "k", "t"].map(|name| dir.join(name));
+        Origins { guest, c, driver, kernel, selftests: None, toolchain }
     }
 
     #[test]

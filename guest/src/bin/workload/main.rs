@@ -5,6 +5,7 @@
 
 mod area;
 mod atomics;
+mod c_example;
 mod contest;
 mod contexts;
 mod counter;

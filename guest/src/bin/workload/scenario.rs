@@ -4,9 +4,9 @@
 
 use crate::link;
 use crate::{
-    atomics, contexts, counter, device_dies, device_silent, device_stops, discard, events, exit_while_busy,
-    garbage, hmm_baseline, huge, litmus, looking, pins, progress, reload, spans, two_devices, two_processes,
-    userfaultfd,
+    atomics, c_example, contexts, counter, device_dies, device_silent, device_stops, discard, events,
+    exit_while_busy, garbage, hmm_baseline, huge, litmus, looking, pins, progress, reload, spans,
+    two_devices, two_processes, userfaultfd,
 };
 use anyhow::Result;
 use std::process::ExitCode;
@@ -183,6 +183,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "garbage",
         shows: "garbage in rings, doorbells and ioctl arguments harms nobody but its writer",
         run: garbage::run,
+    },
+    Scenario {
+        name: "c-example",
+        shows: "the example in C adds on the device and on CPU threads, and nothing is lost",
+        run: c_example::run,
     },
     Scenario {
         name: "looking",
