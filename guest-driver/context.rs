@@ -16,6 +16,7 @@ use super::mmap;
 use super::opener::Opener;
 use super::outlook::Outlook;
 use super::queue::Queue;
+use super::ranges::Policies;
 use super::space::Space;
 use super::stats::{self, Stats};
 use super::views;
@@ -62,6 +63,9 @@ pub(crate) struct Context {
     /// `None` once the context has ended. Never taken by notifiers, so that memory is allocated under it.
     #[pin]
     pub(crate) space: Mutex<Option<Space>>,
+    /// How atomics are served, by address.
+    #[pin]
+    pub(crate) policies: Policies,
     /// Faults to serve, those of one page next to each other ([`Fault::order`]). Innermost lock, for an insertion or a swap.
     #[pin]
     faults: SpinLock<KVec<Fault>>,
@@ -125,6 +129,7 @@ impl Context {
                 files <- new_mutex!(None, "svmx::files"),
                 queues <- new_mutex!(KVec::new(), "svmx::queues"),
                 space <- new_mutex!(Some(space), "svmx::space"),
+                policies <- Policies::new(),
                 faults <- new_spinlock!(KVec::new(), "svmx::faults"),
                 outlooks <- new_spinlock!(Outlooks::new(), "svmx::outlooks"),
                 waiters <- Waiters::new(),

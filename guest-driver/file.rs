@@ -8,6 +8,8 @@ use super::device::Device;
 use super::hw::{compat, Ended};
 use super::mmap;
 use super::queue::Region;
+use super::ranges;
+use core::ops::Range;
 use kernel::{
     bindings, container_of,
     error::to_result,
@@ -127,6 +129,9 @@ impl MiscDevice for Context {
             uapi::IOC_KICK => kick(&context, arg),
             uapi::IOC_WAIT => wait(&context, arg),
             uapi::IOC_STATS => stats(&context, arg),
+            uapi::IOC_ACQUIRE_EXCLUSIVE => acquire(&context, arg),
+            uapi::IOC_RELEASE => release(&context, arg),
+            uapi::IOC_POLICY => set_policy(&context, arg),
             _ => Err(ENOTTY),
         }?;
         Ok(0)
@@ -151,7 +156,7 @@ macro_rules! arguments {
         }
     )*};
 }
-arguments!(Info, QueueCreate, QueueDestroy, Kick, Wait);
+arguments!(Info, QueueCreate, QueueDestroy, Kick, Wait, Acquire, Release, SetPolicy);
 
 // SAFETY: Integers and arrays of them, without padding.
 unsafe impl AsBytes for uapi::Stats {}
@@ -276,6 +281,53 @@ fn stats(context: &Context, arg: UserPtr) -> Result {
     context.stats.copy_to(&mut stats);
     stats.syncs = context.device.control.syncs();
     writer.write(&*stats)
+}
+
+fn acquire(context: &Context, arg: UserPtr) -> Result {
+    let mut acquire: uapi::Acquire = read(arg)?;
+    let range = pages(acquire.addr, acquire.len)?;
+    if acquire.len / pci::PAGE_SIZE > uapi::MAX_ACQUIRE_PAGES {
+        return Err(EINVAL);
+    }
+    acquire.done = 0;
+    let result = match context.device.enter() {
+        Ok(_user) => ranges::acquire(context, range, &mut acquire.done),
+        Err(error) => Err(error),
+    };
+    write(arg, &acquire)?;
+    result
+}
+
+fn release(context: &Context, arg: UserPtr) -> Result {
+    let mut release: uapi::Release = read(arg)?;
+    let range = pages(release.addr, release.len)?;
+    release.done = 0;
+    let result = match context.device.enter() {
+        Ok(_user) => ranges::release(context, range, &mut release.done),
+        Err(error) => Err(error),
+    };
+    write(arg, &release)?;
+    result
+}
+
+fn set_policy(context: &Context, arg: UserPtr) -> Result {
+    let set: uapi::SetPolicy = read(arg)?;
+    if set.reserved != 0 || !set.policy.is_known() {
+        return Err(EINVAL);
+    }
+    let range = pages(set.addr, set.len)?;
+    let _user = context.device.enter()?;
+    ranges::set_policy(context, range, set.policy)
+}
+
+/// A range of whole pages, at least one, that the device can name.
+fn pages(addr: u64, len: u64) -> Result<Range<u64>> {
+    let end = addr.checked_add(len).filter(|end| *end <= pci::VA_END).ok_or(EINVAL)?;
+    let whole = addr % pci::PAGE_SIZE == 0 && len % pci::PAGE_SIZE == 0;
+    match whole && len > 0 {
+        true => Ok(addr..end),
+        false => Err(EINVAL),
+    }
 }
 
 /// Readable when a queue of this file has a completion that its consumer is not past (spec 9.4).

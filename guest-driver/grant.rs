@@ -10,13 +10,14 @@ use super::abi::{
     pci,
     pte::{self, Access, Pte},
     status::Status,
+    uapi::Policy,
 };
 use super::context::Context;
 use super::faultq::Fault;
 use super::hw::Stopwatch;
-use super::mm::{fault_page, Attempt, ExclusivePage, Mapped, ReadLocked, WAITS};
+use super::mm::{fault_page, Attempt, ExclusivePage, Locked, Mapped, ReadLocked, WAITS};
 use super::span::{Shared, Span, SpanNotifier, SPAN};
-use super::trace;
+use super::trace::{self, Reason};
 use core::ops::Range;
 use kernel::{
     mm::{virt::flags, MmWithUser},
@@ -139,7 +140,7 @@ fn grant_locked(
         Err(error) if error == WAITS => Ok(Outcome::Waits),
         Err(error) => {
             trace::grant(context, wanted, Err(error), watch);
-            Err(status_of(error, mm, wanted))
+            Err(status_of(error, context, mm, wanted))
         }
     }
 }
@@ -191,7 +192,7 @@ fn span_of(context: &Context, mm: &MmWithUser, wanted: &Wanted<'_>) -> Result<Ar
     match space.find(wanted.page) {
         Some(span) => Ok(span),
         None => {
-            allowed(&ReadLocked::new(mm), wanted)?;
+            allowed(context, &ReadLocked::new(mm), wanted)?;
             space.make(mm, context.owner(), wanted.page).map_err(|_| Status::NO_RESOURCES)
         }
     }
@@ -206,10 +207,29 @@ fn try_grant(
     watch: &Stopwatch,
 ) -> Result<bool> {
     match wanted.access {
-        AccessKind::ATOMIC if !super::protection_off() => grant_exclusive(context, span, mm, wanted, watch),
-        AccessKind::ATOMIC => grant_shared(context, span, mm, wanted, Access::EXCLUSIVE, watch),
+        AccessKind::ATOMIC => grant_atomic(context, span, mm, wanted, watch),
         AccessKind::WRITE => grant_shared(context, span, mm, wanted, Access::READ_WRITE, watch),
         _ => grant_shared(context, span, mm, wanted, Access::READ, watch),
+    }
+}
+
+/// As the page's policy says (spec 9.6).
+fn grant_atomic(
+    context: &Context,
+    span: &SpanNotifier,
+    mm: &mut ReadLocked<'_>,
+    wanted: &Wanted<'_>,
+    watch: &Stopwatch,
+) -> Result<bool> {
+    match context.policies.of(wanted.page) {
+        Policy::COHERENT => grant_shared(context, span, mm, wanted, Access::COHERENT, watch),
+        _ if super::protection_off() => grant_shared(context, span, mm, wanted, Access::EXCLUSIVE, watch),
+        policy => match grant_exclusive(context, span, mm, wanted, watch) {
+            Err(error) if error == EOPNOTSUPP && policy == Policy::AUTO => {
+                grant_shared(context, span, mm, wanted, Access::COHERENT, watch)
+            }
+            result => result,
+        },
     }
 }
 
@@ -221,17 +241,17 @@ fn grant_exclusive(
     wanted: &Wanted<'_>,
     watch: &Stopwatch,
 ) -> Result<bool> {
-    let attempt = span.attempt(wanted.page..wanted.page + pci::PAGE_SIZE);
+    let attempt = begin(span, wanted.page..wanted.page + pci::PAGE_SIZE, wanted, Access::EXCLUSIVE);
     // From here until `exclusive` is dropped no CPU can get the page back: it waits for the folio.
     let exclusive = match ExclusivePage::acquire(mm, wanted.page as usize, context.owner()) {
         Err(error) if is_transient(error) => return Ok(false),
         result => result?,
     };
-    let Some(mut locked) = attempt.commit().filter(|span| !span.is_retired()) else { return Ok(false) };
-    // Before the device can use the page, and so before it can lose it again.
+    let Some(mut locked) = commit(context, attempt, wanted, Access::EXCLUSIVE) else { return Ok(false) };
+    // Before the device can use the page, and so before it can lose it again, or a command can be seen to have used it.
     trace::grant(context, wanted, Ok(()), watch);
-    wanted.map(&mut locked, span.shared(), exclusive.phys(), Access::EXCLUSIVE);
     context.stats.grants.bump();
+    wanted.map(&mut locked, span.shared(), exclusive.phys(), Access::EXCLUSIVE);
     drop(locked);
     drop(exclusive);
     Ok(true)
@@ -248,7 +268,8 @@ fn grant_shared(
 ) -> Result<bool> {
     let page = wanted.page..wanted.page + pci::PAGE_SIZE;
     let Some((mut attempt, mut mapped)) = find(span, page, mm, wanted, access)? else { return Ok(false) };
-    let huge = mapped.order >= HUGE_ORDER && !access.atomic;
+    // For atomics there are policies, page by page.
+    let huge = mapped.order >= HUGE_ORDER && !access.atomic && !access.coherent;
     if huge {
         // The CPU has all of the span in one piece. Once more, as it matters now what becomes of any of it; one attempt at a
         // time is watched, so the first ends before.
@@ -257,14 +278,14 @@ fn grant_shared(
         let Some(found) = find(span, base..base + SPAN, mm, wanted, access)? else { return Ok(false) };
         (attempt, mapped) = found;
     }
-    let Some(mut locked) = attempt.commit().filter(|span| !span.is_retired()) else { return Ok(false) };
-    // Before the device can use the page, and so before it can lose it again.
+    let Some(mut locked) = commit(context, attempt, wanted, access) else { return Ok(false) };
+    // As above.
     trace::grant(context, wanted, Ok(()), watch);
+    context.stats.shared_grants.bump();
     match huge && mapped.order >= HUGE_ORDER {
         true => wanted.map_huge(&mut locked, span.shared(), mapped.phys, access),
         false => wanted.map(&mut locked, span.shared(), mapped.phys, access),
     }
-    context.stats.shared_grants.bump();
     Ok(true)
 }
 
@@ -276,11 +297,47 @@ fn find<'a>(
     wanted: &Wanted<'_>,
     access: Access,
 ) -> Result<Option<(Attempt<'a, Span>, Mapped)>> {
-    let attempt = span.attempt(range);
+    let attempt = begin(span, range, wanted, access);
     match fault_page(&attempt, mm, wanted.page as usize, access.write) {
         Err(error) if is_transient(error) => Ok(None),
         result => result.map(|mapped| Some((attempt, mapped))),
     }
+}
+
+/// Begins an attempt for `range`, which has the page that is wanted for `access`, when nothing is left of what would clash.
+fn begin<'a>(
+    span: &'a SpanNotifier,
+    range: Range<u64>,
+    wanted: &Wanted<'_>,
+    access: Access,
+) -> Attempt<'a, Span> {
+    let page = wanted.page..wanted.page + pci::PAGE_SIZE;
+    let mut locked = span.lock();
+    let clash =
+        locked.clashes(wanted.page, access).then(|| locked.give_up(span.shared(), page, Reason::Upgrade));
+    drop(locked);
+    if let Some(ticket) = clash.flatten() {
+        span.shared().device.wait_synced(ticket);
+    }
+    span.attempt(range)
+}
+
+/// Takes the span's lock to map what was looked up, unless that has changed, or the page's policy, or somebody else has
+/// mapped the page meanwhile.
+fn commit<'a>(
+    context: &Context,
+    attempt: Attempt<'a, Span>,
+    wanted: &Wanted<'_>,
+    access: Access,
+) -> Option<Locked<'a, Span>> {
+    let locked = attempt.commit()?;
+    let by_policy = match context.policies.of(wanted.page) {
+        Policy::COHERENT => !access.atomic,
+        Policy::EXCLUSIVE => !access.coherent,
+        _ => true,
+    };
+    let in_the_way = locked.is_retired() || locked.clashes(wanted.page, access);
+    (by_policy && !in_the_way && wanted.present(&locked).is_none()).then_some(locked)
 }
 
 fn is_transient(error: Error) -> bool {
@@ -288,7 +345,7 @@ fn is_transient(error: Error) -> bool {
 }
 
 /// Whether the process itself may do this, by its mappings.
-fn allowed(mm: &ReadLocked<'_>, wanted: &Wanted<'_>) -> Result<(), Status> {
+fn allowed(context: &Context, mm: &ReadLocked<'_>, wanted: &Wanted<'_>) -> Result<(), Status> {
     let vma = mm.vma(wanted.page as usize).ok_or(Status::FAULT)?;
     let needed = match wanted.access {
         AccessKind::READ => flags::READ,
@@ -302,19 +359,21 @@ fn allowed(mm: &ReadLocked<'_>, wanted: &Wanted<'_>) -> Result<(), Status> {
         return Err(Status::PERMISSION);
     }
     let never_exclusive = flags::SHARED | flags::HUGETLB | flags::IO | flags::PFNMAP | flags::MIXEDMAP;
-    if wanted.access == AccessKind::ATOMIC && vma.flags() & never_exclusive != 0 {
+    let must_be_exclusive =
+        wanted.access == AccessKind::ATOMIC && context.policies.of(wanted.page) == Policy::EXCLUSIVE;
+    if must_be_exclusive && vma.flags() & never_exclusive != 0 {
         return Err(Status::NOT_EXCLUSIVE);
     }
     Ok(())
 }
 
 /// What an error of the memory management means for the command.
-pub(crate) fn status_of(error: Error, mm: &ReadLocked<'_>, wanted: &Wanted<'_>) -> Status {
+pub(crate) fn status_of(error: Error, context: &Context, mm: &ReadLocked<'_>, wanted: &Wanted<'_>) -> Status {
     match error {
         EOPNOTSUPP => Status::NOT_EXCLUSIVE,
         ENOMEM => Status::NO_RESOURCES,
         EPERM => Status::PERMISSION,
         // The mapping may have changed since it was looked at.
-        _ => allowed(mm, wanted).err().unwrap_or(Status::FAULT),
+        _ => allowed(context, mm, wanted).err().unwrap_or(Status::FAULT),
     }
 }

@@ -9,6 +9,7 @@ use super::pagetable::{PageTable, Table};
 use super::span::{invalidate, Shared, Span, SpanNotifier, SPAN};
 use super::stats::Stats;
 use super::trace::Reason;
+use core::ops::Range;
 use kernel::{mm::MmWithUser, prelude::*, rbtree::RBTree, sync::Arc};
 
 /// Most spans of a context unless the module's parameter `max_spans` says otherwise: 16 GiB in use at the same time.
@@ -50,6 +51,14 @@ impl Space {
     /// The span of `va`, if it is there.
     pub(crate) fn find(&self, va: u64) -> Option<Arc<SpanNotifier>> {
         self.spans.get(&base(va)).cloned()
+    }
+
+    /// The first span that meets `range`, and their intersection.
+    pub(crate) fn next(&self, range: &Range<u64>) -> Option<(Range<u64>, Arc<SpanNotifier>)> {
+        let cursor = self.spans.cursor_lower_bound(&base(range.start))?;
+        let (&base, span) = cursor.current();
+        let part = range.start.max(base)..range.end.min(base + SPAN);
+        (!part.is_empty()).then(|| (part, span.clone()))
     }
 
     /// Makes the span of `va`, which is not there. Sleeps.

@@ -50,6 +50,21 @@ pub(crate) struct Span {
     _live: Live,
 }
 
+/// What the device has of a part of a span.
+pub(crate) struct Held {
+    pub(crate) pages: u64,
+    /// A bit for each of the span's pages that it has exclusively.
+    exclusive: [u64; pte::ENTRIES / 64],
+}
+
+impl Held {
+    /// Whether the page at `va` is held exclusively, so that the CPU does not map it.
+    pub(crate) fn is_exclusive(&self, va: u64) -> bool {
+        let index = pte::index(va, 0);
+        self.exclusive.get(index / 64).is_some_and(|word| word & 1 << (index % 64) != 0)
+    }
+}
+
 /// A TLB_INVALIDATE to wait for.
 #[derive(Clone, Copy)]
 pub(crate) struct Pending {
@@ -115,8 +130,17 @@ impl Span {
         self.leaves.attach();
     }
 
-    /// Maps the page at `va`. The caller holds the lock, has checked that no invalidation came between, and replays what
-    /// waits for the page before it releases the lock.
+    /// Whether what the device has of the page at `va` must be gone before it may be mapped for `access`: it would
+    /// be one frame that is *atomic*, and not *atomic* but stored to, at the same time (spec 6.3).
+    pub(crate) fn clashes(&self, va: u64, access: Access) -> bool {
+        self.valid(va).map(Pte::access).is_some_and(|old| {
+            let stores = old.write && access.write;
+            stores && is_own_rmw(old) != is_own_rmw(access)
+        })
+    }
+
+    /// Maps the page at `va`. The caller holds the lock, has checked that no invalidation came between and that nothing
+    /// [clashes](Self::clashes), and replays what waits for the page before it releases the lock.
     pub(crate) fn map(&mut self, shared: &Shared, va: u64, entry: Pte) {
         let page = pci::page_base(va)..pci::page_base(va) + pci::PAGE_SIZE;
         let small = self.drop_huge(shared);
@@ -124,8 +148,8 @@ impl Span {
         shared.stats.hold(entry);
         shared.stats.let_go(old);
         self.set_ahead(pte::index(va, 0), false);
-        // If an entry is changed the page is the same: any other way to change it clears the entry first. But a store
-        // through the old entry is not serialized with atomics through the new one.
+        // If an entry is changed the page is the same: any other way to change it clears the entry first. Engines that have
+        // the old entry cached do less with it than they may; they forget it so that they don't fault again.
         match old.valid() && old != entry {
             _ if small.is_some() => self.changed(shared, self.range()),
             true => self.changed(shared, page),
@@ -186,6 +210,31 @@ impl Span {
         let before = *word & bit != 0;
         *word = if ahead { *word | bit } else { *word & !bit };
         before
+    }
+
+    /// What the device has of `range`.
+    pub(crate) fn held(&self, range: Range<u64>) -> Held {
+        let mut held = Held { pages: 0, exclusive: [0; pte::ENTRIES / 64] };
+        let mapped = if self.leaves.is_empty() { 0..0 } else { range };
+        for va in mapped.step_by(pci::PAGE_SIZE as usize) {
+            let Some(entry) = self.valid(va) else { continue };
+            held.pages += 1;
+            let index = pte::index(va, 0);
+            if let Some(word) = held.exclusive.get_mut(index / 64).filter(|_| entry.access().atomic) {
+                *word |= 1 << (index % 64);
+            }
+        }
+        held
+    }
+
+    /// Takes the pages of `range` from the device, as far as it has them, and all of a huge leaf that has one of them. The
+    /// caller waits.
+    pub(crate) fn give_up(&mut self, shared: &Shared, range: Range<u64>, reason: Reason) -> Option<Ticket> {
+        let range = self.clear(shared, range, reason)?;
+        // A dead device does not use the pages any more.
+        let ticket = shared.device.submit(&[invalidate(shared.asid, range)]).ok()?;
+        self.last = ticket;
+        Some(ticket)
     }
 
     /// Clears everything for good, and makes the device forget the leaf table too. `detach` takes the tables above out that
@@ -271,6 +320,11 @@ fn mark_dirty(entry: Pte) {
         // frees it waits for the lock that is held.
         unsafe { mm::mark_dirty(entry.address()) };
     }
+}
+
+/// Whether atomics by a translation are the device's own read and write, and not single instructions of the host.
+fn is_own_rmw(access: Access) -> bool {
+    access.atomic && !access.coherent
 }
 
 impl Mirror for Span {

@@ -124,6 +124,15 @@ void svmx_allow_kill(void)
 	allow_signal(SIGKILL);
 }
 
+int svmx_give_back(unsigned long start, unsigned long pages)
+{
+	long done = get_user_pages_unlocked(start, pages, NULL, 0);
+
+	if (done < 0)
+		return done;
+	return done == pages ? 0 : -EFAULT;
+}
+
 void svmx_vma_init_pfnmap(struct vm_area_struct *vma, const struct vm_operations_struct *ops)
 {
 	vm_flags_set(vma, VM_IO | VM_PFNMAP | VM_DONTCOPY | VM_DONTEXPAND | VM_DONTDUMP);

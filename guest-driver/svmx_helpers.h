@@ -40,6 +40,7 @@ bool svmx_mm_is_orphaned(struct mm_struct *mm);
 unsigned long svmx_hmm_pfn_flags(bool write);
 
 /* Mappings of device memory into user space */
+int svmx_give_back(unsigned long start, unsigned long pages);
 void svmx_vma_init_pfnmap(struct vm_area_struct *vma, const struct vm_operations_struct *ops);
 unsigned long svmx_dma_pfn(const void *cpu_addr);
 

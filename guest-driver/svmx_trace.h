@@ -14,6 +14,9 @@
 /* Why a page is taken away, beyond the values of enum mmu_notifier_event. */
 #define SVMX_REASON_EVICT	0x100
 #define SVMX_REASON_END		0x101
+#define SVMX_REASON_RELEASE	0x102
+#define SVMX_REASON_POLICY	0x103
+#define SVMX_REASON_UPGRADE	0x104
 
 #endif
 
@@ -44,7 +47,10 @@ TRACE_DEFINE_ENUM(MMU_NOTIFY_EXCLUSIVE);
 	{ MMU_NOTIFY_MIGRATE,		"MIGRATE" },			\
 	{ MMU_NOTIFY_EXCLUSIVE,		"EXCLUSIVE" },			\
 	{ SVMX_REASON_EVICT,		"evict" },			\
-	{ SVMX_REASON_END,		"end" })
+	{ SVMX_REASON_END,		"end" },			\
+	{ SVMX_REASON_RELEASE,		"release" },			\
+	{ SVMX_REASON_POLICY,		"policy" },			\
+	{ SVMX_REASON_UPGRADE,		"upgrade" })
 
 /* What a command wanted: abi/src/fault.rs. */
 #define svmx_show_kind(kind) __print_symbolic(kind,			\

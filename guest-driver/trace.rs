@@ -30,6 +30,12 @@ pub(crate) enum Reason {
     Evicted,
     /// The context ends.
     Ended,
+    /// The process released it.
+    Released,
+    /// The process changed its policy.
+    Policy,
+    /// It was shared for stores and becomes exclusive.
+    Upgrade,
 }
 
 impl Reason {
@@ -38,6 +44,9 @@ impl Reason {
             Reason::Event(cause) => cause.number(),
             Reason::Evicted => sys::SVMX_REASON_EVICT,
             Reason::Ended => sys::SVMX_REASON_END,
+            Reason::Released => sys::SVMX_REASON_RELEASE,
+            Reason::Policy => sys::SVMX_REASON_POLICY,
+            Reason::Upgrade => sys::SVMX_REASON_UPGRADE,
         }
     }
 }

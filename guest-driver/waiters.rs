@@ -163,7 +163,7 @@ fn wait(context: &Context, fault: &Fault) -> Result<(), Status> {
         Err(EINTR) => Err(Status::CANCELLED),
         Err(error) => {
             let wanted = Wanted { page, access: fault.access, faults: &[], ahead: false };
-            Err(status_of(error, &ReadLocked::new(&mm), &wanted))
+            Err(status_of(error, context, &ReadLocked::new(&mm), &wanted))
         }
     }
 }

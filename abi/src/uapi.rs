@@ -28,9 +28,25 @@ pub const IOC_KICK: u32 = iowr::<Kick>(0x03);
 pub const IOC_WAIT: u32 = iowr::<Wait>(0x04);
 /// ioctl: [`Stats`].
 pub const IOC_STATS: u32 = iowr::<Stats>(0x05);
+/// ioctl: [`Acquire`].
+pub const IOC_ACQUIRE_EXCLUSIVE: u32 = iowr::<Acquire>(0x06);
+/// ioctl: [`Release`].
+pub const IOC_RELEASE: u32 = iowr::<Release>(0x07);
+/// ioctl: [`SetPolicy`].
+pub const IOC_POLICY: u32 = iowr::<SetPolicy>(0x08);
 
 /// Every ioctl.
-pub const IOCTLS: [u32; 6] = [IOC_INFO, IOC_QUEUE_CREATE, IOC_QUEUE_DESTROY, IOC_KICK, IOC_WAIT, IOC_STATS];
+pub const IOCTLS: [u32; 9] = [
+    IOC_INFO,
+    IOC_QUEUE_CREATE,
+    IOC_QUEUE_DESTROY,
+    IOC_KICK,
+    IOC_WAIT,
+    IOC_STATS,
+    IOC_ACQUIRE_EXCLUSIVE,
+    IOC_RELEASE,
+    IOC_POLICY,
+];
 
 /// What the device and driver can do.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -182,3 +198,94 @@ pub struct Stats {
     pub replay_ns: Histogram,
 }
 const _: () = assert!(size_of::<Stats>() == 112 + 3 * 8 * hist::BUCKETS);
+
+/// Gets the device each page of a range ahead of use, as an atomic on it would by its policy (spec 9.7).
+///
+/// EFAULT: no memory; EACCES: not writable; EOPNOTSUPP: memory that can't be exclusive; EAGAIN: a page was taken back each
+/// time that it was had; EINTR: a signal came; ENOMEM; ENODEV. `done` is written with these, too.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Acquire {
+    /// In: bytes of this structure.
+    pub size: u32,
+    /// In: zero.
+    pub flags: u32,
+    /// In: first address, page-aligned.
+    pub addr: u64,
+    /// In: bytes, whole pages, not zero, at most [`MAX_ACQUIRE_PAGES`]. The range lies below 2^48.
+    pub len: u64,
+    /// Out: pages from the first on that the device got, or had.
+    pub done: u64,
+}
+const _: () = assert!(size_of::<Acquire>() == 32);
+
+/// Most pages of one [`Acquire`].
+pub const MAX_ACQUIRE_PAGES: u64 = 1 << 18;
+
+/// Takes a range from the device, and gives the CPU the pages back that the device had exclusively (spec 9.7).
+///
+/// EINTR: a signal came; ENODEV. `done` is written with these, too.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Release {
+    /// In: bytes of this structure.
+    pub size: u32,
+    /// In: zero.
+    pub flags: u32,
+    /// In: first address, page-aligned.
+    pub addr: u64,
+    /// In: bytes, whole pages, not zero. The range lies below 2^48.
+    pub len: u64,
+    /// Out: pages that the device had, in whichever way, and has no more.
+    pub done: u64,
+}
+const _: () = assert!(size_of::<Release>() == 32);
+
+/// Says how atomics on a range of addresses are served (spec 9.6).
+///
+/// What the device has of the range is taken away first. The policy belongs to the addresses, whatever is mapped
+/// there, until it is set anew. ENOSPC: see [`MAX_POLICIES`]; nothing has changed then.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SetPolicy {
+    /// In: bytes of this structure.
+    pub size: u32,
+    /// In: zero.
+    pub flags: u32,
+    /// In: first address, page-aligned.
+    pub addr: u64,
+    /// In: bytes, whole pages, not zero. The range lies below 2^48.
+    pub len: u64,
+    /// In: see [`Policy`].
+    pub policy: Policy,
+    /// In: zero.
+    pub reserved: u32,
+}
+const _: () = assert!(size_of::<SetPolicy>() == 32);
+
+/// How an atomic on a page is served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
+pub struct Policy(pub u32);
+
+impl Policy {
+    /// By exclusive access; memory that can't be exclusive gives NOT_EXCLUSIVE. What no policy was set for.
+    pub const EXCLUSIVE: Policy = Policy(0);
+    /// By single atomic instructions on memory that is always shared with the CPU.
+    pub const COHERENT: Policy = Policy(1);
+    /// By exclusive access where the memory allows it, else as [`COHERENT`](Self::COHERENT).
+    pub const AUTO: Policy = Policy(2);
+
+    /// Every policy.
+    pub const ALL: [(&'static str, Policy); 3] =
+        [("EXCLUSIVE", Self::EXCLUSIVE), ("COHERENT", Self::COHERENT), ("AUTO", Self::AUTO)];
+
+    /// Whether there is such a policy.
+    pub const fn is_known(self) -> bool {
+        self.0 <= Self::AUTO.0
+    }
+}
+
+/// Most ranges of a context that have a policy other than [`Policy::EXCLUSIVE`]. Neighbours with the same policy are
+/// one range.
+pub const MAX_POLICIES: usize = 1024;

@@ -218,6 +218,7 @@ fn ioctls() {
     let bytes = spec_table("ioctl", "Bytes");
     let expected: BTreeMap<String, u64> = constants!(uapi:
         IOC_INFO, IOC_QUEUE_CREATE, IOC_QUEUE_DESTROY, IOC_KICK, IOC_WAIT, IOC_STATS,
+        IOC_ACQUIRE_EXCLUSIVE, IOC_RELEASE, IOC_POLICY,
     );
     assert_eq!(numbers.len(), expected.len());
     let listed: BTreeSet<u64> = uapi::IOCTLS.map(u64::from).into();
@@ -226,4 +227,14 @@ fn ioctls() {
         let iowr = (3 << 30) | (bytes[&name] << 16) | (u64::from(uapi::IOC_TYPE) << 8) | numbers[&name];
         assert_eq!(encoded, iowr, "{name}");
     }
+}
+
+#[test]
+fn policies() {
+    let expected = uapi::Policy::ALL.map(|(name, policy)| (name.to_owned(), policy.0.into()));
+    assert_eq!(spec_table("Policy", "Value"), BTreeMap::from(expected));
+    let spec = include_str!("../../docs/spec.md");
+    assert!(spec.contains(&format!("at most {} ranges (`MAX_POLICIES`)", uapi::MAX_POLICIES)));
+    assert!(spec.contains(&format!("at most {} pages (`MAX_ACQUIRE_PAGES`)", uapi::MAX_ACQUIRE_PAGES)));
+    assert!(!uapi::Policy(uapi::Policy::ALL.len() as u32).is_known());
 }

@@ -17,14 +17,16 @@
 //! Then every later change of the process's page table comes to [`Mirror::invalidate`] first.
 
 mod exclusive;
+mod give_back;
 mod locked;
 mod notifier;
 mod range_fault;
 mod waiting;
 
 pub(crate) use exclusive::ExclusivePage;
+pub(crate) use give_back::give_back;
 pub(crate) use locked::ReadLocked;
-pub(crate) use notifier::{Attempt, Cause, IntervalNotifier, Mirror, Owner};
+pub(crate) use notifier::{Attempt, Cause, IntervalNotifier, Locked, Mirror, Owner};
 pub(crate) use range_fault::{fault_page, Mapped};
 pub(crate) use waiting::{fault_in, is_orphaned, WAITS};
 

@@ -10,12 +10,15 @@ use crate::ring::Rings;
 use nix::errno::Errno;
 use nix::libc;
 use std::fs::{File, OpenOptions};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use svmx_abi::pci::PAGE_SIZE;
-use svmx_abi::uapi::{self, Info, Kick, QueueCreate, QueueDestroy, Stats, Wait};
+use svmx_abi::uapi::{
+    self, Acquire, Info, Kick, Policy, QueueCreate, QueueDestroy, Release, SetPolicy, Stats, Wait,
+};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// A context: this process's address space, as the device sees it. Clones are the same context, which
@@ -47,6 +50,9 @@ requests! {
     Kick = IOC_KICK;
     Wait = IOC_WAIT;
     Stats = IOC_STATS;
+    Acquire = IOC_ACQUIRE_EXCLUSIVE;
+    Release = IOC_RELEASE;
+    SetPolicy = IOC_POLICY;
 }
 
 impl Device {
@@ -127,6 +133,59 @@ impl Device {
         let timeout_ns = timeout.map_or(-1, |t| i64::try_from(t.as_nanos()).unwrap_or(i64::MAX));
         let mut wait = Wait { size: size_of::<Wait>() as u32, flags: 0, queue, index, timeout_ns };
         self.ioctl(&mut wait)
+    }
+
+    /// Gets the device every page of `range`, whole pages, ahead of use: exclusively, or as the policy says. Atomics there
+    /// have no fault then, until something takes a page back, such as a CPU that touches it.
+    ///
+    /// # Errors
+    /// [`Error::Partial`]: the first `done` pages were acquired, then came the error. EFAULT: no memory; EACCES: not
+    /// writable; EOPNOTSUPP: memory that can't be exclusive; EAGAIN: taken back each time; EINTR: a signal, go on behind
+    /// those that are done; EINVAL: not whole pages, none, or addresses that the device doesn't have.
+    /// [`Error::DeviceLost`].
+    pub fn acquire(&self, range: Range<u64>) -> Result<(), Error> {
+        const STEP: u64 = uapi::MAX_ACQUIRE_PAGES * PAGE_SIZE;
+        let (size, mut addr, mut done) = (size_of::<Acquire>() as u32, range.start, 0);
+        loop {
+            let len = range.end.wrapping_sub(addr).min(STEP);
+            let mut acquire = Acquire { size, flags: 0, addr, len, done: 0 };
+            let result = self.ioctl(&mut acquire);
+            done += acquire.done;
+            result.map_err(|error| error.after(done))?;
+            addr += len;
+            if addr == range.end {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes `range`, whole pages, from the device and gives the CPU the pages back that the device had exclusively, so
+    /// that touching them does not fault page by page. Returns how many pages the device had, in whichever way.
+    ///
+    /// # Errors
+    /// [`Error::Partial`] with EINTR, after which the rest can be released by the same call, or EINVAL as for
+    /// [`Self::acquire`]; [`Error::DeviceLost`].
+    pub fn release(&self, range: Range<u64>) -> Result<u64, Error> {
+        let (addr, len) = (range.start, range.end.wrapping_sub(range.start));
+        let mut release = Release { size: size_of::<Release>() as u32, flags: 0, addr, len, done: 0 };
+        let result = self.ioctl(&mut release);
+        result.map(|()| release.done).map_err(|error| error.after(release.done))
+    }
+
+    /// Says how the device's atomics on `range`, whole pages, are served: exclusively, which is the default; or, for
+    /// memory that is shared with others or that CPUs hammer all the time, by single atomic instructions of the host.
+    /// [`SharedSlice::pages`](crate::SharedSlice::pages) has the range of a slice.
+    ///
+    /// It may be called at any time: no update is lost by it, whatever runs. The policy is this context's, and belongs
+    /// to the addresses: whatever is mapped there later has it too.
+    ///
+    /// # Errors
+    /// [`Error::Ioctl`] with EINVAL (not whole pages, none, or addresses that the device doesn't have) or ENOSPC (more than
+    /// [`MAX_POLICIES`](uapi::MAX_POLICIES) ranges), [`Error::DeviceLost`].
+    pub fn set_policy(&self, range: Range<u64>, policy: Policy) -> Result<(), Error> {
+        let size = size_of::<SetPolicy>() as u32;
+        let (addr, len) = (range.start, range.end.wrapping_sub(range.start));
+        self.ioctl(&mut SetPolicy { size, flags: 0, addr, len, policy, reserved: 0 })
     }
 
     pub(crate) fn kick(&self, queue: u32) -> Result<(), Error> {

@@ -25,6 +25,16 @@ pub enum Error {
         /// Its error.
         errno: Errno,
     },
+    /// The driver ended [`Device::acquire`](crate::Device::acquire) or [`release`](crate::Device::release) early.
+    #[error("{name}: {errno} after {done} pages")]
+    Partial {
+        /// The ioctl's name.
+        name: &'static str,
+        /// Pages that were acquired or released.
+        done: u64,
+        /// Its error.
+        errno: Errno,
+    },
     /// Memory can't be mapped.
     #[error("can't map {what}: {errno}")]
     Map {
@@ -68,11 +78,21 @@ impl Error {
     /// The errno of the driver, if the error came from it.
     pub fn errno(&self) -> Option<Errno> {
         match self {
-            Error::Ioctl { errno, .. } | Error::Map { errno, .. } => Some(*errno),
+            Error::Ioctl { errno, .. } | Error::Partial { errno, .. } | Error::Map { errno, .. } => {
+                Some(*errno)
+            }
             Error::Open { source, .. } => source.raw_os_error().map(Errno::from_raw),
             Error::DeviceLost => Some(Errno::ENODEV),
             Error::TimedOut => Some(Errno::ETIMEDOUT),
             _ => None,
+        }
+    }
+
+    /// The driver's error, after so many pages.
+    pub(crate) fn after(self, done: u64) -> Self {
+        match self {
+            Error::Ioctl { name, errno } => Error::Partial { name, done, errno },
+            other => other,
         }
     }
 }

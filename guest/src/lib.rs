@@ -24,6 +24,26 @@
 //! [`Command`] has what is done to one element, copies, fills and waits. A command on many elements begins with
 //! the elements: see [`bulk`].
 //!
+//! # Which pages the device has
+//!
+//! It gets a page when a command needs it, and loses it when a CPU touches it. Who knows better says so:
+//!
+//! ```no_run
+//! use svmx::{Device, Policy, SharedSlice};
+//!
+//! # fn main() -> Result<(), svmx::Error> {
+//! let device = Device::open_nth(0)?;
+//! let histogram = SharedSlice::<u64>::zeroed(1 << 20)?;
+//! device.acquire(histogram.pages())?; // No command has a fault there now …
+//! // … and when the work is done, no thread has:
+//! device.release(histogram.pages())?;
+//!
+//! let flags = SharedSlice::<u32>::zeroed(1024)?;
+//! device.set_policy(flags.pages(), Policy::COHERENT)?; // CPUs and device at the same time, and the page is nobody's alone.
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Memory that a device writes
 //!
 //! Three things make the safe part of this library sound, whatever safe code does:
@@ -73,3 +93,4 @@ pub use memory::{IndexArray, Place, SharedMemory, SharedSlice};
 pub use queue::{Completion, Queue, QueueSize};
 pub use svmx_abi as abi;
 pub use svmx_abi::queue::Condition;
+pub use svmx_abi::uapi::Policy;

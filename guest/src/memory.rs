@@ -16,6 +16,7 @@ use crate::mapping::Mapping;
 use std::marker::PhantomData;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
+use svmx_abi::pci::{PAGE_SIZE, page_base};
 
 /// Private anonymous memory that slices are carved from, front to back, so that slices of different
 /// widths can share a page and never a byte.
@@ -99,6 +100,11 @@ impl<T: Item> SharedSlice<T> {
         self.mapping.address(self.offset).wrapping_add((index as u64).wrapping_mul(T::BYTES as u64))
     }
 
+    /// The addresses of the pages that have the slice's elements, whole pages: other slices may have some of them too.
+    pub fn pages(&self) -> Range<u64> {
+        page_base(self.address(0))..page_base(self.address(self.len) + PAGE_SIZE - 1)
+    }
+
     /// Address and number of the elements in `range`, if it is within the slice and a command can count them.
     pub(crate) fn part(&self, range: Range<usize>) -> Option<(u64, u32)> {
         if range.start > range.end || range.end > self.len {
@@ -173,5 +179,26 @@ impl<I: Word> IndexArray<I> {
     /// Number of indices.
     pub fn count(&self) -> usize {
         self.slice.len
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_whole_and_have_every_element() {
+        let mut memory = SharedMemory::new(3 * PAGE_SIZE as usize).unwrap();
+        let first = memory.carve::<u64>(512).unwrap();
+        let second = memory.carve::<u32>(1).unwrap();
+        let third = memory.carve::<u64>(512).unwrap();
+        let base = first.address(0);
+        assert_eq!(first.pages(), base..base + PAGE_SIZE);
+        assert_eq!(second.pages(), base + PAGE_SIZE..base + 2 * PAGE_SIZE);
+        assert_eq!(
+            third.pages(),
+            base + PAGE_SIZE..base + 3 * PAGE_SIZE,
+            "part of it is on another slice's page"
+        );
     }
 }
