@@ -162,6 +162,21 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario { name: "two-processes", shows: "neither of two processes reaches the other's memory", ..ROW },
     Scenario {
+        name: "ranges",
+        shows: "pages acquired ahead of use and released, and policies by address: exact, whatever happens meanwhile",
+        // Long enough for a store to get between read and write, wherever something lets it.
+        rmw_delay: Some(2_000),
+        timeout: 300,
+        ..ROW
+    },
+    Scenario {
+        name: "coherent",
+        shows: "CPUs, two devices and two processes on shared memory and files: sums exact, files written back",
+        devices: 2,
+        timeout: 300,
+        ..ROW
+    },
+    Scenario {
         name: "exit-while-busy",
         shows: "exit, kill, exec, fork and munmap while commands run: no hang, no warning, no leak",
         timeout: 300,

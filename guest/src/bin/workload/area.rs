@@ -7,9 +7,13 @@
 use crate::scenario::patience;
 use anyhow::{Context, Result};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap};
+use nix::sys::mman::{
+    MapFlags, MmapAdvise, MsFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, msync, munmap,
+};
 use std::ffi::c_void;
+use std::fs::File;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::{
     AtomicU8, AtomicU32, AtomicU64,
@@ -28,7 +32,7 @@ pub(crate) enum Backing {
     Private,
     /// Shared anonymous memory.
     SharedAnonymous,
-    /// A memfd, shared.
+    /// A memfd or another file, shared.
     Memfd,
 }
 
@@ -84,6 +88,26 @@ impl Area {
         let base = base.with_context(|| format!("mapping {backing:?} at {address:x?}"))?;
         let (base, len) = (base.as_ptr() as u64, size.get() as u64);
         Ok(Area { base, len, live: len, backing, readable: true, writable: true })
+    }
+
+    /// The first `len` bytes of a file, shared.
+    pub(crate) fn of_file(file: &File, len: u64) -> Result<Self> {
+        let size = NonZeroUsize::new(len as usize).context("an area of no bytes")?;
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
+        let base = unsafe { mmap(None, size, READ_WRITE, MapFlags::MAP_SHARED, file, 0) };
+        let base = base.context("mapping a file")?.as_ptr() as u64;
+        Ok(Area { base, len, live: len, backing: Backing::Memfd, readable: true, writable: true })
+    }
+
+    /// Writes what was changed to the file that backs it, and waits until it is there.
+    pub(crate) fn sync(&self) -> Result<()> {
+        // SAFETY: the range is this area; its content stays.
+        unsafe { msync(self.pointer(0), self.live as usize, MsFlags::MS_SYNC) }.context("msync")
+    }
+
+    /// The addresses of all of it.
+    pub(crate) fn range(&self) -> Range<u64> {
+        self.base..self.base + self.len
     }
 
     /// An address at which `len` bytes could be mapped.

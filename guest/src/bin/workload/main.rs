@@ -6,6 +6,7 @@
 mod area;
 mod atomics;
 mod c_example;
+mod coherent;
 mod contest;
 mod contexts;
 mod counter;
@@ -26,6 +27,7 @@ mod pins;
 mod process;
 mod progress;
 mod random;
+mod ranges;
 mod reload;
 mod scenario;
 mod spans;

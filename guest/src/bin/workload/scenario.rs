@@ -4,9 +4,9 @@
 
 use crate::link;
 use crate::{
-    atomics, c_example, contexts, counter, device_dies, device_silent, device_stops, discard, events,
-    exit_while_busy, garbage, hmm_baseline, huge, litmus, looking, pins, progress, reload, spans,
-    two_devices, two_processes, userfaultfd,
+    atomics, c_example, coherent, contexts, counter, device_dies, device_silent, device_stops, discard,
+    events, exit_while_busy, garbage, hmm_baseline, huge, litmus, looking, pins, progress, ranges, reload,
+    spans, two_devices, two_processes, userfaultfd,
 };
 use anyhow::Result;
 use std::process::ExitCode;
@@ -145,6 +145,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: two_processes::run,
     },
     Scenario {
+        name: "ranges",
+        shows: "pages acquired ahead have no fault, errors say how far, and nothing that happens meanwhile loses anything",
+        run: ranges::run,
+    },
+    Scenario {
+        name: "coherent",
+        shows: "two processes, CPUs and devices on shared memory and files lose nothing, and files get it all",
+        run: coherent::run,
+    },
+    Scenario {
         name: "exit-while-busy",
         shows: "processes end, exec, fork and unmap while commands run; nothing hangs or leaks",
         run: exit_while_busy::run,
@@ -237,6 +247,7 @@ const CHILDREN: &[(&str, Child)] = &[
     ("contexts-member", contexts::member),
     ("contexts-greedy", contexts::greedy),
     ("busy", exit_while_busy::child),
+    ("coherent", coherent::child),
     ("garbage", garbage::child),
     ("events", events::child),
     ("events-peer", events::peer),

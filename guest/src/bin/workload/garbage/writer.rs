@@ -159,6 +159,13 @@ impl Writer {
             if known == uapi::IOC_WAIT && !self.random.one_in(50) {
                 buffer[2] = self.random.below(1_000_000);
             }
+            let ranges = [uapi::IOC_ACQUIRE_EXCLUSIVE, uapi::IOC_RELEASE, uapi::IOC_POLICY];
+            if ranges.contains(&known) && !self.random.one_in(8) {
+                // Whole pages, in the arena and perhaps beyond; a policy that is there or nearly so.
+                buffer[1] = self.arena + 4096 * self.random.below(ARENA as u64 / 4096);
+                buffer[2] = 4096 * (1 + self.random.below(24));
+                buffer[3] = self.random.below(4);
+            }
         }
         let argument = match self.random.below(8) {
             0 => self.value(),
