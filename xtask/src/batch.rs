@@ -29,7 +29,7 @@ const CHAOS_SLOWDOWN: u32 = 3;
 /// What `options` make of a row.
 pub(crate) fn plan(options: &RunOptions, scenario: &'static Scenario) -> Plan {
     let chaos = if options.vm.chaos.is_some() { CHAOS_SLOWDOWN } else { 1 };
-    let own = u64::from(scenario.timeout * options.vm.kernel.flavour.slowdown() * chaos);
+    let own = u64::from(scenario.timeout * options.vm.kernel.flavour().slowdown() * chaos);
     let duration = scenario.duration.map(|own| options.duration.unwrap_or(own));
     // What is asked for beyond the row's own time comes on top of the row's limit.
     let longer = duration.unwrap_or(0).saturating_sub(scenario.duration.unwrap_or(0));
@@ -47,18 +47,19 @@ pub(crate) fn plan(options: &RunOptions, scenario: &'static Scenario) -> Plan {
     }
 }
 
-/// Runs scenarios, each whatever became of those before it. Every one has a row, also when there is
-/// nothing to boot; the error, if any, is a bad request that showed only then.
+/// Runs scenarios, each whatever became of those before it. Every one has a row, with the name that `name` gives it,
+/// also when there is nothing to boot; the error, if any, is a bad request that showed only then.
 pub(crate) async fn run(
     machine: Result<Machine>,
     options: &RunOptions,
     scenarios: &[&'static Scenario],
+    name: fn(&Scenario) -> String,
     progress: &Progress,
 ) -> (Vec<Row>, Result<()>) {
     let machine = match machine {
         Ok(machine) => machine,
         Err(error) => {
-            let rows = scenarios.iter().map(|scenario| Row::failed(scenario.name)).collect();
+            let rows = scenarios.iter().map(|scenario| Row::failed(&name(scenario))).collect();
             if failure::is_bad_request(&error) {
                 return (rows, Err(error));
             }
@@ -71,7 +72,7 @@ pub(crate) async fn run(
     }
     let mut rows = Vec::new();
     for scenario in scenarios {
-        match one(&machine, options, scenario, progress).await {
+        match one(&machine, options, scenario, name(scenario), progress).await {
             Ok(row) => rows.push(row),
             Err(refused) => return (rows, Err(refused)),
         }
@@ -84,24 +85,25 @@ async fn one(
     machine: &Machine,
     options: &RunOptions,
     scenario: &'static Scenario,
+    name: String,
     progress: &Progress,
 ) -> Result<Row> {
     let plan = plan(options, scenario);
-    let step = progress.quiet_step(scenario.name);
-    progress.detail(format!("{}: seed {}", scenario.name, plan.seed));
+    let step = progress.quiet_step(&name);
+    progress.detail(format!("{name}: seed {}", plan.seed));
     let outcome = machine.run(&plan, progress).await;
     drop(step);
     let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(error) if failure::is_bad_request(&error) => return Err(error),
         Err(error) => {
-            let row = Row::failed(scenario.name);
+            let row = Row::failed(&name);
             println!("{}", row.line(&format!("{error:#}")));
             return Ok(row);
         }
     };
     let row = Row {
-        name: scenario.name.to_owned(),
+        name,
         verdict: outcome.verdict,
         duration_s: outcome.duration.as_secs_f64(),
         metrics: outcome.metrics.clone(),

@@ -59,12 +59,23 @@ pub(crate) struct KernelOptions {
     /// Builds the guest's kernel from this source tree
     #[arg(long, value_name = "DIR")]
     kernel_src: Option<PathBuf>,
-    /// How the kernel is configured
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) flavour: Flavour,
+    /// How the kernel is configured [default: fast; `test` also runs a part with debug, unless this says what]
+    #[arg(long, value_enum)]
+    flavour: Option<Flavour>,
 }
 
 impl KernelOptions {
+    /// How it is configured.
+    pub(crate) fn flavour(&self) -> Flavour {
+        self.flavour.unwrap_or_default()
+    }
+
+    /// The same kernel as `debug`, if the user leaves the flavour to us. A tree of the user's is built once only.
+    pub(crate) fn debug_too(&self) -> Option<Self> {
+        let ours = self.flavour.is_none() && self.kernel_src.is_none();
+        ours.then(|| KernelOptions { flavour: Some(Flavour::Debug), ..self.clone() })
+    }
+
     /// Which kernel it is.
     pub(crate) fn choice(&self) -> Choice<'_> {
         match &self.kernel_src {
@@ -141,6 +152,15 @@ mod tests {
         for bad in ["", "a b", "a\nb", "a=b", "é"] {
             assert!(word(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_part_runs_with_debug_unless_somebody_chose() {
+        let options = |flavour, kernel_src| KernelOptions { kernel: None, kernel_src, flavour };
+        let too = options(None, None).debug_too().unwrap();
+        assert_eq!((options(None, None).flavour(), too.flavour()), (Flavour::Fast, Flavour::Debug));
+        assert!(options(Some(Flavour::Fast), None).debug_too().is_none());
+        assert!(options(None, Some("/linux".into())).debug_too().is_none());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use anyhow::Result;
 use std::path::PathBuf;
 
 /// What needs nothing built, and is decided before anything is.
+#[derive(Clone)]
 pub(crate) struct Decided {
     own: Option<Qemu>,
     accel: Accel,
@@ -76,7 +77,7 @@ pub(crate) struct System {
 
 /// Toolchain root, kernel, driver and the kernel's own tests.
 pub(crate) async fn system(options: &KernelOptions, progress: &Progress) -> Result<System> {
-    let flavour = options.flavour;
+    let flavour = options.flavour();
     let cache = Cache::open()?;
     let manifest = Manifest::load()?;
     let toolchain = Toolchain::ensure(&cache, &manifest, flavour, progress).await?;

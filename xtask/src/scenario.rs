@@ -35,6 +35,8 @@ pub(crate) struct Scenario {
     pub(crate) stops_devices: bool,
     /// Seconds after which QEMU gives up a device that does not answer, as if it were killed.
     pub(crate) device_timeout: u32,
+    /// Whether `test` runs it with the flavour `debug`, too: a part, so that CI has it in its time.
+    pub(crate) debug_too: bool,
     /// Seconds from QEMU's start to its end with the flavour `fast` under TCG.
     pub(crate) timeout: u32,
 }
@@ -69,6 +71,7 @@ const ROW: Scenario = Scenario {
     stops_devices: false,
     // QEMU's own 5 s are too short for a device that is being debugged, or a machine that is overloaded.
     device_timeout: 120,
+    debug_too: false,
     timeout: 180,
 };
 
@@ -88,6 +91,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "counter",
         shows: "CPU threads and the device on the same counters: the sum is exact",
+        debug_too: true,
         ..ROW
     },
     Scenario {
@@ -152,6 +156,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "two-devices",
         shows: "two devices and CPU threads on the same counters: the sum is exact",
         devices: 2,
+        debug_too: true,
         ..ROW
     },
     Scenario {
@@ -180,11 +185,13 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "exit-while-busy",
         shows: "exit, kill, exec, fork and munmap while commands run: no hang, no warning, no leak",
         timeout: 300,
+        debug_too: true,
         ..ROW
     },
     Scenario {
         name: "discard",
         shows: "memory discarded at the moment the device gets it: no write goes astray",
+        debug_too: true,
         ..ROW
     },
     Scenario {
@@ -247,6 +254,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "reload",
         shows: "the driver unloads when unused and refuses when used, 20 rounds",
+        debug_too: true,
         ..ROW
     },
     Scenario {
@@ -284,6 +292,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         ..ROW
     },
     Scenario {
+        name: "failures",
+        shows: "every allocation of the driver fails once: reported, and nothing hangs, leaks or is lost",
+        debug_too: true,
+        ..ROW
+    },
+    Scenario {
         name: "garbage",
         shows: "garbage in rings, doorbells and ioctls for a minute harms nobody but its writer",
         duration: Some(60),
@@ -299,6 +313,16 @@ pub(crate) const DEMONSTRATION: [&str; 2] = ["counter", "counter-unprotected"];
 pub(crate) const SHELL: Scenario = Scenario { name: "shell", ..ROW };
 
 impl Scenario {
+    /// What its result is called.
+    pub(crate) fn own_name(&self) -> String {
+        self.name.to_owned()
+    }
+
+    /// What its result is called with the flavour `debug`, where it ran without, too.
+    pub(crate) fn debug_name(&self) -> String {
+        format!("{}-debug", self.name)
+    }
+
     /// What the guest is told to run.
     pub(crate) fn workload(&self) -> &'static str {
         self.workload.unwrap_or(self.name)
@@ -333,10 +357,10 @@ mod tests {
         assert_eq!(unwatched.len(), 4);
         for row in unwatched {
             let watched = find(row.workload()).expect("its workload has a row of its own");
-            let Scenario { name, workload, shows, watched: looks_on, .. } = *watched;
+            let Scenario { name, workload, shows, watched: looks_on, debug_too, .. } = *watched;
             assert!(looks_on && workload.is_none());
             assert_eq!(row.name, format!("{name}-unwatched"));
-            assert_eq!(Scenario { name, workload, shows, watched: true, ..*row }, *watched);
+            assert_eq!(Scenario { name, workload, shows, watched: true, debug_too, ..*row }, *watched);
             // What else would keep engines from working on many elements at a time.
             assert_eq!((row.rmw_delay, row.chaos), (None, None), "{}", row.name);
         }

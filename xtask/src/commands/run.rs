@@ -35,7 +35,8 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     let decided = prepare::decide(&options.common.vm, &progress).await?;
     let json = options.common.json.as_deref().map(JsonFile::create).transpose()?;
     let machine = prepare::machine(decided, &options.common.vm, &progress).await;
-    let (rows, refused) = batch::run(machine, &options.common, &scenarios, &progress).await;
+    let (rows, refused) =
+        batch::run(machine, &options.common, &scenarios, Scenario::own_name, &progress).await;
     let passed = rows.iter().all(|row| row.verdict != Verdict::Fail);
     if demonstration && refused.is_ok() {
         println!("\n{}", report::table(&rows));

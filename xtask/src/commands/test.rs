@@ -4,7 +4,7 @@
 
 use crate::checkout;
 use crate::failure::{Reported, bad_request};
-use crate::options::RunOptions;
+use crate::options::{KernelOptions, RunOptions, VmOptions};
 use crate::process;
 use crate::progress::Progress;
 use crate::report::{self, JsonFile, Row};
@@ -132,18 +132,28 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     let wanted = |name: &str| options.filter.as_ref().is_none_or(|filter| name.contains(filter));
     let checks: Vec<&Check> = CHECKS.iter().filter(|check| wanted(check.name)).collect();
     let scenarios: Vec<&'static Scenario> = SCENARIOS.iter().filter(|row| wanted(row.name)).collect();
-    if checks.is_empty() && scenarios.is_empty() {
+    let vm = &options.common.vm;
+    let debug = vm.kernel.debug_too().map(|kernel| with_kernel(&options.common, kernel));
+    let debugged: Vec<&'static Scenario> = match &debug {
+        Some(_) => SCENARIOS.iter().filter(|row| row.debug_too && wanted(&row.debug_name())).collect(),
+        None => Vec::new(),
+    };
+    if checks.is_empty() && scenarios.is_empty() && debugged.is_empty() {
         let filter = options.filter.unwrap_or_default();
         return Err(bad_request(format!("no test has {filter:?} in its name; see `test --list`")));
     }
     batch::check(&options.common, &scenarios)?;
+    batch::check(&options.common, &debugged)?;
     if options.list {
-        list(&checks, &scenarios);
+        list(&checks, &scenarios, &debugged);
         return Ok(());
     }
     let progress = Progress::new(options.common.vm.verbose);
-    let vm = &options.common.vm;
-    let decided = if scenarios.is_empty() { None } else { Some(prepare::decide(vm, &progress).await?) };
+    let decided = if scenarios.is_empty() && debugged.is_empty() {
+        None
+    } else {
+        Some(prepare::decide(vm, &progress).await?)
+    };
     let json = options.common.json.as_deref().map(JsonFile::create).transpose()?;
     let mut rows = Vec::new();
     for check in checks {
@@ -151,10 +161,15 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     }
     let mut refused = Ok(());
     if let Some(decided) = decided {
-        let machine = prepare::machine(decided, vm, &progress).await;
-        let (more, result) = batch::run(machine, &options.common, &scenarios, &progress).await;
-        rows.extend(more);
-        refused = result;
+        let plain = (Some(&options.common), &scenarios, Scenario::own_name as fn(&Scenario) -> String);
+        let debugged = (debug.as_ref(), &debugged, Scenario::debug_name as fn(&Scenario) -> String);
+        for (common, scenarios, name) in [plain, debugged] {
+            let Some(common) = common.filter(|_| refused.is_ok() && !scenarios.is_empty()) else { continue };
+            let machine = prepare::machine(decided.clone(), &common.vm, &progress).await;
+            let (more, result) = batch::run(machine, common, scenarios, name, &progress).await;
+            rows.extend(more);
+            refused = result;
+        }
     }
     if let Some(json) = json {
         json.write(&rows)?;
@@ -164,12 +179,20 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     if rows.iter().any(|row| row.verdict == Verdict::Fail) { Err(Reported.into()) } else { Ok(()) }
 }
 
-fn list(checks: &[&Check], scenarios: &[&Scenario]) {
+/// The same options with another kernel.
+fn with_kernel(common: &RunOptions, kernel: KernelOptions) -> RunOptions {
+    RunOptions { vm: VmOptions { kernel, ..common.vm.clone() }, ..common.clone() }
+}
+
+fn list(checks: &[&Check], scenarios: &[&Scenario], debugged: &[&Scenario]) {
     for check in checks {
         println!("{:<20}  {}", check.name, check.shows);
     }
     for scenario in scenarios {
         println!("{:<20}  {}", scenario.name, scenario.shows);
+    }
+    for scenario in debugged {
+        println!("{:<20}  the same with a kernel that checks itself", scenario.debug_name());
     }
 }
 
@@ -258,8 +281,13 @@ mod tests {
 
     #[test]
     fn names_differ_across_both_tables() {
-        let names: Vec<_> =
-            CHECKS.iter().map(|check| check.name).chain(SCENARIOS.iter().map(|row| row.name)).collect();
+        let names: Vec<_> = CHECKS
+            .iter()
+            .map(|check| check.name)
+            .chain(SCENARIOS.iter().map(|row| row.name))
+            .map(str::to_owned)
+            .chain(SCENARIOS.iter().map(Scenario::debug_name))
+            .collect();
         let distinct: std::collections::HashSet<_> = names.iter().collect();
         assert_eq!(distinct.len(), names.len());
     }

@@ -16,6 +16,7 @@ mod device_stops;
 mod discard;
 mod events;
 mod exit_while_busy;
+mod failures;
 mod garbage;
 mod hmm_baseline;
 mod huge;

@@ -5,8 +5,8 @@
 use crate::link;
 use crate::{
     atomics, c_example, coherent, contexts, counter, device_dies, device_silent, device_stops, discard,
-    events, exit_while_busy, garbage, hmm_baseline, huge, litmus, looking, pins, progress, ranges, reload,
-    spans, two_devices, two_processes, userfaultfd,
+    events, exit_while_busy, failures, garbage, hmm_baseline, huge, litmus, looking, pins, progress, ranges,
+    reload, spans, two_devices, two_processes, userfaultfd,
 };
 use anyhow::Result;
 use std::process::ExitCode;
@@ -188,6 +188,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "spans-evicted",
         shows: "a driver that keeps few spans evicts others, and nothing is lost",
         run: spans::evicted,
+    },
+    Scenario {
+        name: "failures",
+        shows: "allocations of the driver fail, each in turn: it is reported, and nothing hangs, leaks or is lost",
+        run: failures::run,
     },
     Scenario {
         name: "garbage",
