@@ -6,14 +6,11 @@ use super::abi::{
     doorbell::{driver, queue, DRIVER_PAGE},
     pci,
 };
-use super::hw::{MappedBar, PciDevice};
+use super::hw::{compat::full_barrier, MappedBar, PciDevice};
 use super::regs::Regs;
 use kernel::{
     prelude::*,
-    sync::{
-        atomic::{Acquire, Atomic, Relaxed, Release},
-        barrier::{mb, Full},
-    },
+    sync::atomic::{Acquire, Atomic, Relaxed, Release},
 };
 
 /// The doorbell BAR.
@@ -60,7 +57,7 @@ impl Doorbells {
     pub(crate) fn kick_if_needed(&self, regs: &Regs) {
         // Partner: the device's full barrier between its store of NEED_KICK = 1 and its last look
         // at the page. A real barrier even on one CPU: the other side is a thread of the host.
-        mb(Full);
+        full_barrier();
         if self.driver_word(driver::NEED_KICK).load(Relaxed) != 0 {
             regs.kick(DRIVER_PAGE);
         }
@@ -70,7 +67,7 @@ impl Doorbells {
     pub(crate) fn arm_faults(&self) {
         self.driver_word(driver::FAULT_ARM).store(1, Relaxed);
         // Partner: the device's full barrier between writing a record and taking the arm word (4.4).
-        mb(Full);
+        full_barrier();
     }
 
     /// Takes the asking back. The device may have taken it just before: an interrupt may come all the same.
@@ -82,7 +79,7 @@ impl Doorbells {
     pub(crate) fn arm_completions(&self, queue: u32) {
         self.queue_word(queue, queue::CQ_ARM).store(1, Relaxed);
         // Partner: the device's full barrier between writing a completion and taking the arm word.
-        mb(Full);
+        full_barrier();
     }
 
     /// The completion queue's head, as the process says: any value.

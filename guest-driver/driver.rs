@@ -111,7 +111,7 @@ impl pci::Driver for SvmxDriver {
 
 fn bind(pci: &PciDevice) -> Result<Binding> {
     let enabled = pci.enable().inspect_err(|error| {
-        if *error == EOPNOTSUPP {
+        if *error == compat::eopnotsupp() {
             dev_err!(pci.as_dev(), "DMA addresses are not guest-physical: not supported\n");
         }
     })?;

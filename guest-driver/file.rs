@@ -261,7 +261,7 @@ fn wait(context: &Context, arg: UserPtr) -> Result {
         return Ok(());
     }
     match ended {
-        _ if queue.is_destroyed() => Err(ECANCELED),
+        _ if queue.is_destroyed() => Err(compat::ecanceled()),
         _ if context.device.is_gone() => Err(ENODEV),
         Err(Ended::Timeout) => Err(ETIMEDOUT),
         // Restarting would begin a timeout anew.

@@ -14,7 +14,7 @@ use super::abi::{
 };
 use super::context::Context;
 use super::faultq::Fault;
-use super::hw::Stopwatch;
+use super::hw::{compat, Stopwatch};
 use super::mm::{fault_page, Attempt, ExclusivePage, Locked, Mapped, ReadLocked, WAITS};
 use super::span::{Shared, Span, SpanNotifier, SPAN};
 use super::trace::{self, Reason};
@@ -225,7 +225,7 @@ fn grant_atomic(
         Policy::COHERENT => grant_shared(context, span, mm, wanted, Access::COHERENT, watch),
         _ if super::protection_off() => grant_shared(context, span, mm, wanted, Access::EXCLUSIVE, watch),
         policy => match grant_exclusive(context, span, mm, wanted, watch) {
-            Err(error) if error == EOPNOTSUPP && policy == Policy::AUTO => {
+            Err(error) if error == compat::eopnotsupp() && policy == Policy::AUTO => {
                 grant_shared(context, span, mm, wanted, Access::COHERENT, watch)
             }
             result => result,
@@ -370,7 +370,7 @@ fn allowed(context: &Context, mm: &ReadLocked<'_>, wanted: &Wanted<'_>) -> Resul
 /// What an error of the memory management means for the command.
 pub(crate) fn status_of(error: Error, context: &Context, mm: &ReadLocked<'_>, wanted: &Wanted<'_>) -> Status {
     match error {
-        EOPNOTSUPP => Status::NOT_EXCLUSIVE,
+        error if error == compat::eopnotsupp() => Status::NOT_EXCLUSIVE,
         ENOMEM => Status::NO_RESOURCES,
         EPERM => Status::PERMISSION,
         // The mapping may have changed since it was looked at.

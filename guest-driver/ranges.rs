@@ -17,6 +17,7 @@ use super::abi::{
 };
 use super::context::Context;
 use super::grant::{grant, Outcome, Wanted};
+use super::hw::compat;
 use super::mm;
 use super::policy::{self, Piece};
 use super::span::{Held, SpanNotifier};
@@ -118,7 +119,7 @@ fn acquire_page(context: &Context, mm: &MmWithUser, page: u64) -> Result {
             // As a touch by the caller itself would, which a signal that kills ends.
             Ok(Outcome::Waits) => mm::fault_in(mm, page as usize, true)?,
             Err(Status::PERMISSION) => return Err(EACCES),
-            Err(Status::NOT_EXCLUSIVE) => return Err(EOPNOTSUPP),
+            Err(Status::NOT_EXCLUSIVE) => return Err(compat::eopnotsupp()),
             Err(Status::NO_RESOURCES) => return Err(ENOMEM),
             Err(Status::CANCELLED) => return Err(ENODEV),
             Err(_) => return Err(EFAULT),

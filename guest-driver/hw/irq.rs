@@ -2,6 +2,7 @@
 
 //! MSI-X vectors and their handlers.
 
+use super::compat::IRQ_HANDLED;
 use super::pci::PciDevice;
 use core::ffi::c_void;
 use kernel::{bindings, error::to_result, prelude::*, sync::Arc};
@@ -94,5 +95,5 @@ unsafe extern "C" fn callback<H: Handler>(_irq: i32, raw: *mut c_void) -> bindin
     // SAFETY: By the requirement of this function.
     let cookie = unsafe { &*raw.cast::<Cookie<H>>() };
     H::handle(&cookie.handler, cookie.vector);
-    bindings::irqreturn::IRQ_HANDLED
+    IRQ_HANDLED
 }
