@@ -4,16 +4,21 @@
 //! ENOMEM, and the same call works at once afterwards.
 
 use super::inject::Injector;
+use crate::area::PAGE;
 use crate::scenario::step;
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::AsFd;
 use std::time::Duration;
-use svmx::{Command, Device, Error, Queue, QueueSize};
+use svmx::{Command, Device, Error, Policy, Queue, QueueSize, SharedSlice};
 
 /// More allocations than any call makes: a bound, so that a call that fails for ever is found out.
 const MOST: u32 = 200;
+/// What the driver has something of its own for.
+const SPAN: usize = 2 << 20;
+/// More than the calls that want one.
+const SPANS: usize = 128;
 
 /// Failures that were injected.
 pub(crate) fn run(injector: &Injector) -> Result<u32> {
@@ -29,7 +34,23 @@ pub(crate) fn run(injector: &Injector) -> Result<u32> {
     failures += each(injector, "KICK", || queue.execute(&Command::nop()))?;
     failures += each(injector, "WAIT", || expired(&device, &queue))?;
     failures += each(injector, "poll", || nothing_to_read(&device))?;
+    failures += ranges(injector, &device)?;
     ensure!(failures > 0, "no allocation failed: the injection does not reach the driver");
+    Ok(failures)
+}
+
+/// Each call is about a span of its own, for which the driver has nothing yet.
+fn ranges(injector: &Injector, device: &Device) -> Result<u32> {
+    let memory = SharedSlice::<u64>::zeroed(SPANS * SPAN / size_of::<u64>())?;
+    let mut pages = memory.pages().step_by(SPAN).map(|page| page..page + PAGE);
+    let mut next = || pages.next().ok_or(Error::BadAnswer("more calls than there are spans"));
+    let mut failures = each(injector, "ACQUIRE_EXCLUSIVE", || device.acquire(next()?))?;
+    failures += each(injector, "RELEASE", || {
+        let page = next()?;
+        device.acquire(page.clone())?;
+        device.release(page).map(drop)
+    })?;
+    failures += each(injector, "POLICY", || device.set_policy(next()?, Policy::AUTO))?;
     Ok(failures)
 }
 
