@@ -91,6 +91,43 @@ struct svmx_stats {
 	__u64 replay_ns[SVMX_HIST_BUCKETS];
 };
 
+/* Pages ahead of use, in order, as the policy says (spec 9.7). */
+struct svmx_acquire {
+	__u32 size;
+	__u32 flags;
+	__u64 addr;
+	__u64 len;			/* bytes, whole pages */
+	__u64 done;			/* out: pages, also with an error */
+};
+
+#define SVMX_MAX_ACQUIRE_PAGES	262144
+
+/* Pages back for the CPU (spec 9.7). */
+struct svmx_release {
+	__u32 size;
+	__u32 flags;
+	__u64 addr;
+	__u64 len;			/* bytes, whole pages */
+	__u64 done;			/* out: pages that the device had, also with an error */
+};
+
+/* How atomics on a range of addresses are served (spec 9.6). */
+struct svmx_set_policy {
+	__u32 size;
+	__u32 flags;
+	__u64 addr;
+	__u64 len;			/* bytes, whole pages */
+	__u32 policy;			/* SVMX_POLICY_* */
+	__u32 reserved;
+};
+
+#define SVMX_POLICY_EXCLUSIVE	0
+#define SVMX_POLICY_COHERENT	1
+#define SVMX_POLICY_AUTO	2
+
+/* Ranges of a context with another policy than EXCLUSIVE. */
+#define SVMX_MAX_POLICIES	1024
+
 #define SVMX_IOC_TYPE		0xb5
 #define SVMX_IOC_INFO		_IOWR(SVMX_IOC_TYPE, 0x00, struct svmx_info)
 #define SVMX_IOC_QUEUE_CREATE	_IOWR(SVMX_IOC_TYPE, 0x01, struct svmx_queue_create)
@@ -98,6 +135,9 @@ struct svmx_stats {
 #define SVMX_IOC_KICK		_IOWR(SVMX_IOC_TYPE, 0x03, struct svmx_kick)
 #define SVMX_IOC_WAIT		_IOWR(SVMX_IOC_TYPE, 0x04, struct svmx_wait)
 #define SVMX_IOC_STATS		_IOWR(SVMX_IOC_TYPE, 0x05, struct svmx_stats)
+#define SVMX_IOC_ACQUIRE_EXCLUSIVE	_IOWR(SVMX_IOC_TYPE, 0x06, struct svmx_acquire)
+#define SVMX_IOC_RELEASE	_IOWR(SVMX_IOC_TYPE, 0x07, struct svmx_release)
+#define SVMX_IOC_POLICY		_IOWR(SVMX_IOC_TYPE, 0x08, struct svmx_set_policy)
 
 /*
  * Words of a queue's doorbell page, in bytes from its start; 32 bits each (spec 4.1).

@@ -46,7 +46,7 @@ fn c_field(name: &str, ty: &str) -> (String, String) {
     let ty = match ty {
         "u8" | "Opcode" | "WidthLog2" => "__u8",
         "u16" | "SqeFlags" => "__u16",
-        "u32" => "__u32",
+        "u32" | "Policy" => "__u32",
         "i32" => "__s32",
         "u64" | "CqeHead" => "__u64",
         "i64" => "__s64",
@@ -104,6 +104,7 @@ fn constants() -> BTreeMap<String, u64> {
     };
     queue::Opcode::ALL.iter().for_each(|(name, opcode)| add("OP_", name, opcode.0.into()));
     queue::SqeFlags::ALL.iter().for_each(|(name, flag)| add("SQE_", name, flag.0.into()));
+    uapi::Policy::ALL.iter().for_each(|(name, policy)| add("POLICY_", name, policy.0.into()));
     Status::ALL.iter().for_each(|(name, status, _)| add("STATUS_", name, status.0.into()));
     for condition in queue::Condition::ALL {
         add("COND_", &format!("{condition:?}").to_uppercase(), condition as u64);
@@ -125,6 +126,8 @@ fn constants() -> BTreeMap<String, u64> {
         add("DOORBELL_", name, offset);
     }
     add("", "PAGE_SIZE", pci::PAGE_SIZE);
+    add("", "MAX_ACQUIRE_PAGES", uapi::MAX_ACQUIRE_PAGES);
+    add("", "MAX_POLICIES", uapi::MAX_POLICIES as u64);
     add("", "HIST_BUCKETS", hist::BUCKETS as u64);
     add("", "IOC_TYPE", uapi::IOC_TYPE.into());
     add("", "INFO_PROTECTION_OFF", uapi::INFO_PROTECTION_OFF.into());
@@ -162,7 +165,17 @@ fn layout() -> String {
     text += "#ifdef __cplusplus\n#define _Static_assert static_assert\n#endif\n";
     let mut assert = |condition: String| text += &format!("_Static_assert({condition}, \"\");\n");
     constants().iter().for_each(|(name, value)| assert(format!("{name} == {value}")));
-    let ioctls = ["INFO", "QUEUE_CREATE", "QUEUE_DESTROY", "KICK", "WAIT", "STATS"];
+    let ioctls = [
+        "INFO",
+        "QUEUE_CREATE",
+        "QUEUE_DESTROY",
+        "KICK",
+        "WAIT",
+        "STATS",
+        "ACQUIRE_EXCLUSIVE",
+        "RELEASE",
+        "POLICY",
+    ];
     assert_eq!(ioctls.len(), uapi::IOCTLS.len());
     ioctls
         .iter()
@@ -175,6 +188,9 @@ fn layout() -> String {
         ("kick", size_of::<uapi::Kick>()),
         ("wait", size_of::<uapi::Wait>()),
         ("stats", size_of::<uapi::Stats>()),
+        ("acquire", size_of::<uapi::Acquire>()),
+        ("release", size_of::<uapi::Release>()),
+        ("set_policy", size_of::<uapi::SetPolicy>()),
         ("sqe", size_of::<queue::Sqe>()),
         ("cqe", size_of::<queue::Cqe>()),
     ] {

@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn the_list_makes_an_archive() {
         let dir = tempfile::tempdir().unwrap();
-        for file in ["g/init", "g/workload", "d/svmx.ko", "t/usr/bin/busybox"] {
+        for file in ["g/init", "g/workload", "c/fetch_add", "d/svmx.ko", "t/usr/bin/busybox"] {
             let path = dir.path().join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, file).unwrap();
