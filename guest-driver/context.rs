@@ -16,6 +16,7 @@ use super::mmap;
 use super::opener::Opener;
 use super::outlook::Outlook;
 use super::queue::Queue;
+use super::quota::{Resource, Taken};
 use super::ranges::Policies;
 use super::space::Space;
 use super::stats::{self, Stats};
@@ -77,6 +78,7 @@ pub(crate) struct Context {
     pub(crate) waiters: Waiters,
     #[pin]
     work: Work<Context>,
+    taken: Taken,
     _live: Live,
 }
 
@@ -97,8 +99,9 @@ impl Context {
         mm: &Mm,
         mapping: *mut bindings::address_space,
     ) -> Result<Arc<Self>> {
+        let taken = Taken::new(Resource::Context)?;
         let asid = device.asids.lock().take().ok_or(ENOSPC)?;
-        let context = Self::create_with(device, mm, mapping, asid);
+        let context = Self::create_with(device, mm, mapping, asid, taken);
         if context.is_err() {
             device.asids.lock().give(asid);
         }
@@ -110,8 +113,9 @@ impl Context {
         mm: &Mm,
         mapping: *mut bindings::address_space,
         asid: u32,
+        taken: Taken,
     ) -> Result<Arc<Self>> {
-        let stats = Arc::init(pin_init::init_zeroed::<Stats>(), GFP_KERNEL)?;
+        let stats = Arc::init(pin_init::init_zeroed::<Stats>(), GFP_KERNEL_ACCOUNT)?;
         let space = Space::new(device.clone(), stats.clone(), asid)?;
         let root = space.root();
         let completion_index = device.completion_index(asid);
@@ -134,9 +138,10 @@ impl Context {
                 outlooks <- new_spinlock!(Outlooks::new(), "svmx::outlooks"),
                 waiters <- Waiters::new(),
                 work <- new_work!("svmx::serve"),
+                taken,
                 _live: Live::new(Kind::Context),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         device.command(CreateContext { asid, root, ..Default::default() }.into())?;
         device.set_context(asid, Some(context.clone()));
@@ -177,10 +182,10 @@ impl Context {
     }
 
     fn keep(&self, queue: &Arc<Queue>) -> Result {
-        let mut outlook = KBox::<Outlook>::zeroed(GFP_KERNEL)?;
+        let mut outlook = KBox::<Outlook>::zeroed(GFP_KERNEL_ACCOUNT)?;
         outlook.queue = queue.id();
         self.outlooks.lock().add(outlook)?;
-        Ok(self.queues.lock().push(queue.clone(), GFP_KERNEL)?)
+        Ok(self.queues.lock().push(queue.clone(), GFP_KERNEL_ACCOUNT)?)
     }
 
     /// The queue with this identifier.
@@ -305,6 +310,7 @@ impl Context {
         // being released.
         let known = self.device.set_context(self.asid, None);
         self.device.asids.lock().give(self.asid);
+        self.taken.give();
         // The caller has a reference too, so this is not the last one.
         drop(known);
     }

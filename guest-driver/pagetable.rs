@@ -27,7 +27,10 @@ pub(crate) struct Table {
 impl Table {
     /// An empty one.
     pub(crate) fn new(device: &PciDevice) -> Result<Self> {
-        Ok(Table { page: DmaBuf::new(device, pci::PAGE_SIZE as usize)?, _live: Live::new(Kind::Table) })
+        Ok(Table {
+            page: DmaBuf::for_process(device, pci::PAGE_SIZE as usize)?,
+            _live: Live::new(Kind::Table),
+        })
     }
 
     /// Its guest-physical address.
@@ -72,7 +75,7 @@ pub(crate) type Retired = [Option<Arc<Table>>; MIDDLE];
 impl PageTable {
     /// An empty one.
     pub(crate) fn new(device: &PciDevice) -> Result<Self> {
-        let root = Inner { table: Arc::new(Table::new(device)?, GFP_KERNEL)?, used: 0 };
+        let root = Inner { table: Arc::new(Table::new(device)?, GFP_KERNEL_ACCOUNT)?, used: 0 };
         Ok(PageTable { device: device.clone(), root, tables: RBTree::new() })
     }
 
@@ -86,9 +89,13 @@ impl PageTable {
     pub(crate) fn prepare(&mut self, va: u64) -> Result<Arc<Table>> {
         for level in (1..ROOT).rev() {
             if self.tables.get(&key(level, va)).is_none() {
-                let table = Arc::new(Table::new(&self.device)?, GFP_KERNEL)?;
+                let table = Arc::new(Table::new(&self.device)?, GFP_KERNEL_ACCOUNT)?;
                 let dma = table.dma();
-                self.tables.try_create_and_insert(key(level, va), Inner { table, used: 0 }, GFP_KERNEL)?;
+                self.tables.try_create_and_insert(
+                    key(level, va),
+                    Inner { table, used: 0 },
+                    GFP_KERNEL_ACCOUNT,
+                )?;
                 self.set(level + 1, va, Pte::table(dma));
             }
         }

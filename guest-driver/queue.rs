@@ -11,6 +11,7 @@ use super::abi::{
 use super::device::Device;
 use super::hw::DmaBuf;
 use super::live::{Kind, Live};
+use super::quota::{Resource, Taken};
 use kernel::{
     prelude::*,
     sync::{
@@ -31,6 +32,7 @@ pub(crate) struct Queue {
     cq_log2: u8,
     /// Set before waiters are woken for the last time.
     destroyed: AtomicFlag,
+    taken: Taken,
     _live: Live,
 }
 
@@ -51,8 +53,9 @@ impl Queue {
         sq_log2: u8,
         cq_log2: u8,
     ) -> Result<Arc<Self>> {
-        let sq = DmaBuf::new(device.pci(), ring::entries(sq_log2) as usize * size_of::<Sqe>())?;
-        let cq = DmaBuf::new(device.pci(), ring::entries(cq_log2) as usize * size_of::<Cqe>())?;
+        let taken = Taken::new(Resource::Queue)?;
+        let sq = DmaBuf::for_process(device.pci(), ring::entries(sq_log2) as usize * size_of::<Sqe>())?;
+        let cq = DmaBuf::for_process(device.pci(), ring::entries(cq_log2) as usize * size_of::<Cqe>())?;
         let id = device.queue_ids.lock().take().ok_or(ENOSPC)?;
         let create = CreateQueue {
             queue: id,
@@ -71,9 +74,10 @@ impl Queue {
             cq,
             cq_log2,
             destroyed: AtomicFlag::new(false),
+            taken,
             _live: Live::new(Kind::Queue),
         };
-        let made = Arc::new(queue, GFP_KERNEL).map_err(Error::from);
+        let made = Arc::new(queue, GFP_KERNEL_ACCOUNT).map_err(Error::from);
         let made = made.and_then(|queue| device.command(create.into()).map(|()| queue));
         match &made {
             Ok(_) => device.queue_made(),
@@ -90,6 +94,7 @@ impl Queue {
         self.destroyed.store(true, Release);
         self.device.queue_gone();
         self.device.queue_ids.lock().give(self.id);
+        self.taken.give();
     }
 
     pub(crate) fn id(&self) -> u32 {

@@ -66,7 +66,7 @@ impl Policies {
         let _change = self.change.lock();
         // Nobody else makes it longer, and a change by two at most.
         let room = self.pieces.lock().len() + 2;
-        let mut new = KVec::with_capacity(room, GFP_KERNEL)?;
+        let mut new = KVec::with_capacity(room, GFP_KERNEL_ACCOUNT)?;
         let mut pieces = self.pieces.lock();
         for piece in policy::with(&pieces, range, policy) {
             // There is room: this allocates nothing.

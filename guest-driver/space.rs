@@ -4,7 +4,7 @@
 
 use super::device::Device;
 use super::leaves::Leaves;
-use super::mm::Owner;
+use super::mm::{Charge, Owner};
 use super::pagetable::{PageTable, Table};
 use super::span::{invalidate, Shared, Span, SpanNotifier, SPAN};
 use super::stats::Stats;
@@ -67,12 +67,13 @@ impl Space {
         if self.count >= max {
             self.evict((max / EVICTED).clamp(1, EVICTED));
         }
+        let _charge = Charge::to(mm);
         let base = base(va);
         let leaves = Leaves::new(base, self.table.prepare(base)?, Table::new(self.device.pci())?);
         let shared = Shared { device: self.device.clone(), stats: self.stats.clone(), asid: self.asid };
         let notifier = SpanNotifier::new(mm, base..base + SPAN, owner, shared, Span::new(leaves, base));
-        let span = Arc::pin_init(notifier, GFP_KERNEL)?;
-        self.spans.try_create_and_insert(base, span.clone(), GFP_KERNEL)?;
+        let span = Arc::pin_init(notifier, GFP_KERNEL_ACCOUNT)?;
+        self.spans.try_create_and_insert(base, span.clone(), GFP_KERNEL_ACCOUNT)?;
         // Last, so that nothing leads to the leaf table of a span that could not be made.
         self.table.attach(base);
         span.lock().attach();

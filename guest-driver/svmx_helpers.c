@@ -6,9 +6,11 @@
 #include <linux/gfp.h>
 #include <linux/hmm.h>
 #include <linux/io.h>
+#include <linux/memcontrol.h>
 #include <linux/mm.h>
 #include <linux/mmap_lock.h>
 #include <linux/sched.h>
+#include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/string.h>
 #include <linux/userfaultfd_k.h>
@@ -131,6 +133,26 @@ int svmx_give_back(unsigned long start, unsigned long pages)
 	if (done < 0)
 		return done;
 	return done == pages ? 0 : -EFAULT;
+}
+
+struct svmx_charge svmx_charge_begin(struct mm_struct *mm)
+{
+	struct svmx_charge charge = { .memcg = get_mem_cgroup_from_mm(mm) };
+
+	charge.outer = set_active_memcg(charge.memcg);
+	return charge;
+}
+
+void svmx_charge_end(struct svmx_charge charge)
+{
+	set_active_memcg(charge.outer);
+	mem_cgroup_put(charge.memcg);
+}
+
+/* Charged, and an error where the cgroup has no room: nobody is killed for these pages. */
+gfp_t svmx_gfp_for_process(void)
+{
+	return GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL | __GFP_NOWARN;
 }
 
 void svmx_vma_init_pfnmap(struct vm_area_struct *vma, const struct vm_operations_struct *ops)

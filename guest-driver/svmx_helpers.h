@@ -39,6 +39,15 @@ bool svmx_vma_faults_wait(struct vm_area_struct *vma);
 bool svmx_mm_is_orphaned(struct mm_struct *mm);
 unsigned long svmx_hmm_pfn_flags(bool write);
 
+/* What a thread allocates on behalf of a process; see charge.rs. */
+struct svmx_charge {
+	struct mem_cgroup *memcg;
+	struct mem_cgroup *outer;
+};
+struct svmx_charge svmx_charge_begin(struct mm_struct *mm);
+void svmx_charge_end(struct svmx_charge charge);
+gfp_t svmx_gfp_for_process(void);
+
 /* Mappings of device memory into user space */
 int svmx_give_back(unsigned long start, unsigned long pages);
 void svmx_vma_init_pfnmap(struct vm_area_struct *vma, const struct vm_operations_struct *ops);

@@ -28,6 +28,7 @@ mod owing;
 mod pagetable;
 mod policy;
 mod queue;
+mod quota;
 mod ranges;
 mod regs;
 mod space;
@@ -57,6 +58,10 @@ impl kernel::InPlaceModule for SvmxModule {
         owing::init();
         try_pin_init!(Self {
             _leaks: live::LeakCheck,
+            _: {
+                // SAFETY: The module is being loaded.
+                unsafe { quota::init() };
+            },
             // Before the first device can be found.
             _folder: hw::debugfs::Root::new(c"svmx"),
             _files: views::of_module()?,
@@ -83,6 +88,14 @@ module! {
     description: "Driver of the svmx device: atomics on process memory by exclusive access",
     license: "GPL",
     params: {
+        max_contexts_per_user: u32 {
+            default: 64,
+            description: "Open files that a user without CAP_SYS_RESOURCE may have, over all devices",
+        },
+        max_queues_per_user: u32 {
+            default: 128,
+            description: "Queues that a user without CAP_SYS_RESOURCE may have, over all devices",
+        },
         // Not a bool, which parameters can't be before 7.3.
         unsafe_map_without_exclusive_access: u8 {
             default: 0,

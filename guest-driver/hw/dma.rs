@@ -31,11 +31,20 @@ unsafe impl Send for DmaBuf {}
 unsafe impl Sync for DmaBuf {}
 
 impl DmaBuf {
-    /// Allocates `size` bytes, rounded up to pages. The driver must be bound to the device.
+    /// Allocates `size` bytes, rounded up to pages, for the driver's own use. The driver must be bound to the device.
     pub(crate) fn new(device: &PciDevice, size: usize) -> Result<Self> {
+        Self::allocate(device, size, bindings::GFP_KERNEL | bindings::__GFP_NOWARN)
+    }
+
+    /// The same, charged to the memory cgroup of the calling process, or of the one that this thread works for.
+    pub(crate) fn for_process(device: &PciDevice, size: usize) -> Result<Self> {
+        // SAFETY: A constant.
+        Self::allocate(device, size, unsafe { sys::svmx_gfp_for_process() })
+    }
+
+    fn allocate(device: &PciDevice, size: usize, gfp: bindings::gfp_t) -> Result<Self> {
         let size = size.next_multiple_of(PAGE_SIZE);
         let mut dma = 0;
-        let gfp = bindings::GFP_KERNEL | bindings::__GFP_NOWARN;
         // SAFETY: The device is valid and has its DMA mask set.
         let cpu = unsafe { bindings::dma_alloc_attrs(device.as_raw_dev(), size, &mut dma, gfp, 0) };
         let cpu = NonNull::new(cpu.cast()).ok_or(ENOMEM)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Safe wrappers of the kernel's interfaces for devices that share a process's memory: interval
-//! notifiers, device-exclusive pages, range faults.
+//! notifiers, device-exclusive pages, range faults, charging of memory.
 //!
 //! They know nothing of svmx. A driver uses them together:
 //!
@@ -16,6 +16,7 @@
 //!
 //! Then every later change of the process's page table comes to [`Mirror::invalidate`] first.
 
+mod charge;
 mod exclusive;
 mod give_back;
 mod locked;
@@ -23,6 +24,7 @@ mod notifier;
 mod range_fault;
 mod waiting;
 
+pub(crate) use charge::Charge;
 pub(crate) use exclusive::ExclusivePage;
 pub(crate) use give_back::give_back;
 pub(crate) use locked::ReadLocked;

@@ -219,6 +219,13 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         ..ROW
     },
     Scenario {
+        name: "limits",
+        shows: "users can't take each other's contexts and queues; memory is charged to whom it is for",
+        // Few enough that two users could not exhaust a device.
+        module: "max_contexts_per_user=4,max_queues_per_user=6",
+        ..ROW
+    },
+    Scenario {
         name: "looking",
         shows: "trace events come in order and number, and agree with debugfs and the STATS ioctl",
         ..ROW

@@ -20,6 +20,7 @@ mod failures;
 mod garbage;
 mod hmm_baseline;
 mod huge;
+mod limits;
 mod link;
 mod litmus;
 mod looking;

@@ -33,6 +33,11 @@ impl Process {
         Ok(Process { child, input, lines })
     }
 
+    /// Its identifier.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Says a line to the child.
     pub(crate) fn say(&mut self, line: &str) -> Result<()> {
         let input = self.input.as_mut().context("its input is closed")?;

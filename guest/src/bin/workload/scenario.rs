@@ -5,8 +5,8 @@
 use crate::link;
 use crate::{
     atomics, c_example, coherent, contexts, counter, device_dies, device_silent, device_stops, discard,
-    events, exit_while_busy, failures, garbage, hmm_baseline, huge, litmus, looking, pins, progress, ranges,
-    reload, spans, two_devices, two_processes, userfaultfd,
+    events, exit_while_busy, failures, garbage, hmm_baseline, huge, limits, litmus, looking, pins, progress,
+    ranges, reload, spans, two_devices, two_processes, userfaultfd,
 };
 use anyhow::Result;
 use std::process::ExitCode;
@@ -205,6 +205,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: c_example::run,
     },
     Scenario {
+        name: "limits",
+        shows: "a user's limits leave others theirs, and memory is charged, given back, and refused at its limit",
+        run: limits::run,
+    },
+    Scenario {
         name: "looking",
         shows: "trace events, debugfs and STATS tell the same story, which is what happened",
         run: looking::run,
@@ -251,6 +256,8 @@ const CHILDREN: &[(&str, Child)] = &[
     ("two-processes", two_processes::child),
     ("contexts-member", contexts::member),
     ("contexts-greedy", contexts::greedy),
+    ("limits-user", limits::user),
+    ("limits-memory", limits::charged),
     ("busy", exit_while_busy::child),
     ("coherent", coherent::child),
     ("garbage", garbage::child),
