@@ -248,8 +248,23 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         ..ROW
     },
     Scenario {
+        name: "events-system",
+        shows: "the same with swap space, several nodes, and memory that goes offline",
+        nodes: 2,
+        timeout: 300,
+        ..ROW
+    },
+    Scenario {
         name: "userfaultfd",
         shows: "a command waits for a page that its process brings itself, and nothing waits with it",
+        ..ROW
+    },
+    Scenario {
+        name: "mixture",
+        shows: "all events of the memory management at random, device and CPUs at work: every sum is exact",
+        nodes: 2,
+        duration: Some(60),
+        timeout: 300,
         ..ROW
     },
     Scenario {

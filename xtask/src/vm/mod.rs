@@ -200,7 +200,9 @@ impl Machine {
             plan.devices
         ));
         if plan.scenario.nodes > 1 {
-            line.push_str(&format!(" movablecore={}M", self.memory >> 21));
+            // The kernel's own part of each node is rounded up to 4 MiB and must not exceed half of it by so much: movable
+            // memory begins with a block then.
+            line.push_str(&format!(" movablecore={}M", (self.memory >> 21) + 4));
         }
         if !plan.scenario.module.is_empty() {
             line.push_str(&format!(" svmx_init.module={}", plan.scenario.module));

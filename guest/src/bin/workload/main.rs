@@ -25,6 +25,7 @@ mod link;
 mod litmus;
 mod looking;
 mod maps;
+mod mixture;
 mod pins;
 mod process;
 mod progress;

@@ -5,8 +5,8 @@
 use crate::link;
 use crate::{
     atomics, c_example, coherent, contexts, counter, device_dies, device_silent, device_stops, discard,
-    events, exit_while_busy, failures, garbage, hmm_baseline, huge, limits, litmus, looking, pins, progress,
-    ranges, reload, spans, two_devices, two_processes, userfaultfd,
+    events, exit_while_busy, failures, garbage, hmm_baseline, huge, limits, litmus, looking, mixture, pins,
+    progress, ranges, reload, spans, two_devices, two_processes, userfaultfd,
 };
 use anyhow::Result;
 use std::process::ExitCode;
@@ -233,6 +233,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "device-given-up",
         shows: "when the VMM gives up a device that is stopped waits end with ENODEV and the memory stays",
         run: device_dies::given_up,
+    },
+    Scenario {
+        name: "events-system",
+        shows: "the same with swap space, several nodes, and memory that goes offline",
+        run: events::system,
+    },
+    Scenario {
+        name: "mixture",
+        shows: "all events at random, on all kinds of memory, while device and CPUs add to it: every sum is exact",
+        run: mixture::run,
     },
     Scenario {
         name: "pins",

@@ -240,6 +240,7 @@ impl Cell {
         let tail = self.scene.pages_in_tail();
         let good = match (self.name.state, fate) {
             // The CPU thread takes pages as well.
+            (_, Some(Fate::Perhaps)) => true,
             (State::Contended, _) => after.revocations <= after.grants,
             // The device gets each page back, and a second part of the event may take it again.
             (State::Hammered, Some(Fate::Taken)) => revoked >= pages,

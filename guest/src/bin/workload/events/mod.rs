@@ -12,11 +12,16 @@ mod child;
 mod document;
 mod hammer;
 mod huge;
+mod ksm;
 mod mapping;
+mod migrate;
 mod mremap;
 mod proc_files;
 mod process;
-mod scene;
+pub(crate) mod scene;
+mod served;
+mod swap;
+mod system;
 mod table;
 mod touch;
 
@@ -36,21 +41,30 @@ pub(crate) use process::after_exec;
 /// A machine on which this many cells fail is not worth more time.
 const MAX_FAILURES: usize = 12;
 
-/// `events`: all rows but those of the other scenario.
+pub(crate) use system::run as system;
+
+/// `events`: all rows but those of the other scenarios.
 pub(crate) fn run(run: &Run) -> Result<Shown> {
-    cells(run, false)
+    keep_pages_as_they_are()?;
+    some(run, table::cells(), CELLS, |name| !name.event.pins)
 }
 
 /// `events-pinned`: rows in which the kernel stores to a page that the device may have back already.
 pub(crate) fn pinned(run: &Run) -> Result<Shown> {
-    cells(run, true)
+    keep_pages_as_they_are()?;
+    some(run, table::cells(), CELLS, |name| name.event.pins)
 }
 
-fn cells(run: &Run, pins: bool) -> Result<Shown> {
-    let all: Vec<(usize, Name)> = table::cells().enumerate().collect();
-    ensure!(all.len() == CELLS, "the matrix has {} cells, not {CELLS}", all.len());
-    keep_pages_as_they_are()?;
-    let chosen = |name: &Name| name.event.pins == pins && name.to_string().contains(&run.only);
+/// Those of `cells`, of which there are `expected`, that are wanted.
+fn some(
+    run: &Run,
+    cells: impl Iterator<Item = Name>,
+    expected: usize,
+    wanted: impl Fn(&Name) -> bool,
+) -> Result<Shown> {
+    let all: Vec<(usize, Name)> = cells.enumerate().collect();
+    ensure!(all.len() == expected, "the matrix has {} cells, not {expected}", all.len());
+    let chosen = |name: &Name| wanted(name) && name.to_string().contains(&run.only);
     let chosen: Vec<_> = all.iter().filter(|(_, name)| chosen(name)).collect();
     ensure!(!chosen.is_empty(), "no cell's name contains {:?}", run.only);
     let mut tally = Tally::default();
@@ -153,7 +167,11 @@ fn one(name: Name, seed: u64) -> Result<Ended> {
 /// `workload child events CELL SEED`: one cell.
 pub(crate) fn child(arguments: &[String]) -> Result<()> {
     let [name, seed] = arguments else { bail!("needs a cell and a seed") };
-    let cell = table::cells().find(|cell| cell.to_string() == *name).context("no such cell")?;
+    let mut cells = table::cells().chain(table::system_cells());
+    let cell = cells.find(|cell| cell.to_string() == *name).context("no such cell")?;
+    if table::system_cells().any(|other| other.to_string() == *name) {
+        system::enter()?;
+    }
     match Cell::run(cell, seed.parse()?) {
         Ok(counts) => tell(&Cell::passed(&counts)),
         // Said in one line to whoever started it.

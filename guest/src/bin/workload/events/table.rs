@@ -5,7 +5,7 @@
 
 use super::cell::Cell;
 use super::scene::Scene;
-use super::{access, advice, huge, mapping, mremap, proc_files, process, touch};
+use super::{access, advice, huge, ksm, mapping, migrate, mremap, proc_files, process, served, swap, touch};
 use anyhow::Result;
 use std::fmt;
 use svmx::abi::status::Status;
@@ -25,9 +25,14 @@ pub(crate) const GROUPS: &[&[Event]] = &[
 /// Cells of the whole matrix, so that none vanishes unnoticed.
 pub(crate) const CELLS: usize = 1036;
 
+/// Those of `events-system`.
+pub(crate) const SYSTEM_GROUPS: &[&[Event]] = &[swap::EVENTS, migrate::EVENTS, ksm::EVENTS, served::EVENTS];
+pub(crate) const SYSTEM_CELLS: usize = 168;
+
 /// Every row.
+#[cfg(test)]
 pub(crate) fn events() -> impl Iterator<Item = &'static Event> {
-    GROUPS.iter().copied().flatten()
+    GROUPS.iter().chain(SYSTEM_GROUPS).copied().flatten()
 }
 
 /// Something that the memory management does to a process's memory: a row.
@@ -219,6 +224,8 @@ pub(crate) enum Fate {
     Tail,
     /// It stays, and the next access needs no fault.
     Stays,
+    /// One or the other: the kernel promises neither.
+    Perhaps,
 }
 
 /// The fates of each kind of entry.
@@ -232,6 +239,11 @@ pub(crate) struct Fates {
 impl Fates {
     /// Every entry is taken.
     pub(crate) const TAKEN: Fates = Fates { readable: Fate::Taken, writable: Fate::Taken, held: Fate::Taken };
+    /// The kernel passes over entries that are not present, as those of exclusive pages: they stay, all others go.
+    pub(crate) const PRESENT: Fates = Fates { held: Fate::Stays, ..Fates::TAKEN };
+    /// The kernel does as it likes.
+    pub(crate) const PERHAPS: Fates =
+        Fates { readable: Fate::Perhaps, writable: Fate::Perhaps, held: Fate::Perhaps };
     /// Nothing happens to any.
     pub(crate) const STAYS: Fates = Fates { readable: Fate::Stays, writable: Fate::Stays, held: Fate::Stays };
     /// Entries are taken where the event is.
@@ -272,7 +284,16 @@ impl fmt::Debug for Name {
 
 /// Every cell, in order.
 pub(crate) fn cells() -> impl Iterator<Item = Name> {
-    events().flat_map(|event| {
+    cells_of(GROUPS)
+}
+
+/// Every cell of events that need more of a system than the others: swap space, nodes, memory that can go offline.
+pub(crate) fn system_cells() -> impl Iterator<Item = Name> {
+    cells_of(SYSTEM_GROUPS)
+}
+
+fn cells_of(groups: &'static [&'static [Event]]) -> impl Iterator<Item = Name> {
+    groups.iter().copied().flatten().flat_map(|event| {
         let states =
             move |shape: &'static Shape| State::ALL.map(|state| Name { event, shape: *shape, state });
         event.shapes.iter().flat_map(states)
@@ -286,9 +307,9 @@ mod tests {
 
     #[test]
     fn the_number_of_cells_is_known_and_names_differ() {
-        let names: HashSet<_> = cells().map(|name| name.to_string()).collect();
-        assert_eq!(names.len(), cells().count());
-        assert_eq!(names.len(), CELLS);
+        assert_eq!((cells().count(), system_cells().count()), (CELLS, SYSTEM_CELLS));
+        let names: HashSet<_> = cells().chain(system_cells()).map(|name| name.to_string()).collect();
+        assert_eq!(names.len(), CELLS + SYSTEM_CELLS);
     }
 
     #[test]

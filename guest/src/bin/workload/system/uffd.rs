@@ -22,6 +22,7 @@ pub(crate) const MINOR: u64 = 1 << 2;
 pub(crate) const FEATURE_SIGBUS: u64 = 1 << 7;
 pub(crate) const FEATURE_MINOR_SHMEM: u64 = 1 << 10;
 pub(crate) const FEATURE_POISON: u64 = 1 << 14;
+pub(crate) const FEATURE_MOVE: u64 = 1 << 16;
 
 /// How often something is tried that the kernel says to try again.
 const TRIES: u32 = 100_000;
@@ -62,7 +63,7 @@ struct WriteProtect {
     mode: u64,
 }
 
-/// uffdio_copy.
+/// uffdio_copy and uffdio_move.
 #[repr(C)]
 #[derive(Debug)]
 struct Transfer {
@@ -87,8 +88,10 @@ struct Raw {
 nix::ioctl_readwrite!(api, 0xaa, 0x3f, Api);
 nix::ioctl_readwrite!(register, 0xaa, 0x00, Moded);
 nix::ioctl_read!(unregister, 0xaa, 0x01, Range);
+nix::ioctl_read!(wake, 0xaa, 0x02, Range);
 nix::ioctl_readwrite!(copy, 0xaa, 0x03, Transfer);
 nix::ioctl_readwrite!(zeropage, 0xaa, 0x04, Moded);
+nix::ioctl_readwrite!(transfer, 0xaa, 0x05, Transfer);
 nix::ioctl_readwrite!(write_protect, 0xaa, 0x06, WriteProtect);
 nix::ioctl_readwrite!(minor_continue, 0xaa, 0x07, Moded);
 nix::ioctl_readwrite!(poison, 0xaa, 0x08, Moded);
@@ -162,6 +165,13 @@ impl Uffd {
         unsafe { unregister(self.0.as_raw_fd(), &raw mut range) }.map(drop).context("UFFDIO_UNREGISTER")
     }
 
+    /// Wakes who waits for the range, to look again.
+    pub(crate) fn wake(&self, start: u64, len: u64) -> Result<()> {
+        let mut range = Range { start, len };
+        // SAFETY: the structure is the ioctl's.
+        unsafe { wake(self.0.as_raw_fd(), &raw mut range) }.map(drop).context("UFFDIO_WAKE")
+    }
+
     /// The next fault, if one comes within `milliseconds`.
     pub(crate) fn next(&self, milliseconds: u16) -> Result<Option<Fault>> {
         let mut polled = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
@@ -200,6 +210,13 @@ impl Uffd {
         let mut arguments = page_of(page);
         // SAFETY: the structure is the ioctl's. A page appears only where none is.
         unless_there("UFFDIO_ZEROPAGE", || unsafe { zeropage(self.0.as_raw_fd(), &raw mut arguments) })
+    }
+
+    /// Moves a page from one address to another, where none is. Its old address is empty then.
+    pub(crate) fn transfer(&self, from: u64, to: u64) -> Result<bool> {
+        let mut arguments = Transfer { to, from, len: PAGE, mode: 0, answer: 0 };
+        // SAFETY: the structure is the ioctl's; both pages are reached by atomics alone.
+        unless_there("UFFDIO_MOVE", || unsafe { transfer(self.0.as_raw_fd(), &raw mut arguments) })
     }
 
     /// Maps the page that the file has.
