@@ -145,9 +145,9 @@ impl Cell {
             return Ok(());
         }
         self.after = Some(self.device.stats()?);
-        let stays = self.name.event.fate(self.name.shape, self.name.state) == Some(Fate::Stays);
-        if stays && !self.name.state.is_hammered() {
-            self.check_stays()?;
+        let fate = self.name.event.fate(self.name.shape, self.name.state);
+        if matches!(fate, Some(Fate::Stays | Fate::GivenUp)) && !self.name.state.is_hammered() {
+            self.check_next_access(fate == Some(Fate::Stays))?;
         }
         Ok(())
     }
@@ -263,12 +263,15 @@ impl Cell {
         Ok(())
     }
 
-    /// Further accesses of the same kind need no fault.
-    fn check_stays(&mut self) -> Result<()> {
+    /// Further accesses of the same kind need no fault, or one, as the entries are there or not.
+    fn check_next_access(&mut self, there: bool) -> Result<()> {
         let before = self.device.stats()?.faults;
         (0..self.scene.pages.len()).try_for_each(|page| self.give(page))?;
         let faults = self.device.stats()?.faults - before;
-        ensure!(faults == 0, "expected entries that stay, found {faults} faults at the next access");
+        ensure!(
+            (faults == 0) == there,
+            "expected entries: {there}, found {faults} faults at the next access"
+        );
         Ok(())
     }
 

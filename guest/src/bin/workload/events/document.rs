@@ -70,6 +70,7 @@ fn fate(event: &Event, state: State) -> String {
         Some(Fate::Taken) => "taken",
         Some(Fate::Tail) => "taken in the tail",
         Some(Fate::Stays) => "stays",
+        Some(Fate::GivenUp) => "given up",
         Some(Fate::Perhaps) => "taken or stays",
     };
     let words: Vec<_> = event.shapes.iter().map(|shape| (*shape, word(*shape))).collect();

@@ -45,7 +45,8 @@ pub(crate) const EVENTS: &[Event] = &[
         name: "device-split",
         kernel: "make_device_exclusive() of another page, FOLL_SPLIT_PMD, __split_huge_pmd(): CLEAR of 2 MiB",
         shapes: Shape::HUGE,
-        fates: Fates { held: Fate::Stays, ..Fates::TAKEN },
+        // The entries are one of 2 MiB, which the device can't store by beside exclusive access to a part.
+        fates: Fates { held: Fate::Stays, writable: Fate::GivenUp, ..Fates::TAKEN },
         run: splits_by_device,
         ..Event::ROW
     },

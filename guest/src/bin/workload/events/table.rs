@@ -224,6 +224,8 @@ pub(crate) enum Fate {
     Tail,
     /// It stays, and the next access needs no fault.
     Stays,
+    /// The driver itself takes it away before it asks the kernel for what clashes with it (spec 6.3): no event meets it.
+    GivenUp,
     /// One or the other: the kernel promises neither.
     Perhaps,
 }
