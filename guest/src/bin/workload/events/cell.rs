@@ -121,7 +121,9 @@ impl Cell {
 
     fn start_workers(&mut self) -> Result<()> {
         let contended = self.name.state == State::Contended;
-        let hammer = Worker::device(&self.device, &self.scene, !contended)?;
+        // madvise_guard_install() takes what comes between its passes, too (MAX_MADVISE_GUARD_RETRIES).
+        let afresh = matches!(self.name.event.memory(self.name.state), Memory::Guarded);
+        let hammer = Worker::device(&self.device, &self.scene, !contended, afresh)?;
         hammer.progress()?;
         if contended {
             let careful = self.stops().is_some() || self.name.event.between.is_some();

@@ -50,9 +50,9 @@ pub(crate) struct Record {
 }
 
 impl Worker {
-    /// Lets the device add to every page. `alone`: nobody else does.
-    pub(crate) fn device(device: &Device, scene: &Scene, alone: bool) -> Result<Self> {
-        let mut hammer = Hammer::new(device, scene, alone)?;
+    /// Lets the device add to every page. `alone`: nobody else does. `afresh`: memory that came fresh may be taken away again.
+    pub(crate) fn device(device: &Device, scene: &Scene, alone: bool, afresh: bool) -> Result<Self> {
+        let mut hammer = Hammer::new(device, scene, alone, afresh)?;
         let pages = scene.pages.len();
         Self::start(pages, (COUNT / pages) as u64, move |shared, record| hammer.run(shared, record))
     }
@@ -134,12 +134,14 @@ struct Hammer {
     pages: usize,
     /// Whether old values must follow one another without a gap.
     alone: bool,
+    /// Whether they may begin anew in fresh memory.
+    afresh: bool,
     /// The old value that comes next, by page and memory.
     next: Vec<Additions>,
 }
 
 impl Hammer {
-    fn new(device: &Device, scene: &Scene, alone: bool) -> Result<Self> {
+    fn new(device: &Device, scene: &Scene, alone: bool, afresh: bool) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let bytes = (1 + DEPTH as u64) * PAGE;
         ensure!(NEXT.fetch_add(1, Relaxed) == 0, "a cell has one hammer");
@@ -152,7 +154,7 @@ impl Hammer {
         // SAFETY: its entries name the cell's memory only, which is no Rust object.
         let queue = unsafe { RawQueue::new(device.create_queue(QueueSize::default())?) };
         let pages = scene.pages.len();
-        Ok(Hammer { queue, base, pages, alone, next: vec![[0; 3]; pages] })
+        Ok(Hammer { queue, base, pages, alone, afresh, next: vec![[0; 3]; pages] })
     }
 
     fn run(&mut self, shared: &Shared, record: &mut Record) -> Result<()> {
@@ -198,7 +200,8 @@ impl Hammer {
             let next = &mut self.next[page][origin as usize];
             // The cell's own additions came before the first of these.
             let good = if self.alone { *next == 0 || old == *next } else { old >= *next };
-            ensure!(good, "page {page}: the device expected {:#x}, found {old:#x}", *next);
+            let anew = self.afresh && origin == Origin::Fresh && old == Origin::Fresh.first();
+            ensure!(good || anew, "page {page}: the device expected {:#x}, found {old:#x}", *next);
             *next = old + 1;
             record.additions[page][origin as usize] += 1;
         }
