@@ -260,14 +260,6 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         ..ROW
     },
     Scenario {
-        name: "mixture",
-        shows: "all events of the memory management at random, device and CPUs at work: every sum is exact",
-        nodes: 2,
-        duration: Some(60),
-        timeout: 300,
-        ..ROW
-    },
-    Scenario {
         name: "pins",
         shows: "who has pinned a page earlier goes on beside the device, as the kernel says; later pins revoke it",
         meddling: Meddling::Always,

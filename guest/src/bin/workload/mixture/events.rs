@@ -13,7 +13,7 @@ use crate::system::ksm::{Ksm, mergeable, unmergeable};
 use crate::system::memcg::Group;
 use crate::system::pagemap::frame;
 use crate::system::uffd::{self, Kind as Fault, Uffd};
-use crate::system::{compact, numa, swap, write};
+use crate::system::{compact, numa, write};
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::libc;
@@ -111,7 +111,7 @@ pub(super) const EVENTS: &[Event] = &[
     event("touch", any, touch),
     event("fork", any, forks),
     event("cold", any, |_, region, _| tolerant(region, libc::MADV_COLD)),
-    event("page-out", any, |_, region, _| swap::page_out(region.base, region.len)),
+    event("page-out", any, |_, region, _| tolerant(region, libc::MADV_PAGEOUT)),
     event("reclaim", any, |world, region, _| {
         world.tools.group.reclaim(region.len);
         Ok(())
