@@ -4,7 +4,8 @@
 //! ever, and a work item can't be killed, so each of them is waited for by a thread. When the page is there, the fault
 //! goes back to the fault service.
 //!
-//! A queue has one fault outstanding, so there are no more threads than queues. They stay until the context ends.
+//! A queue has one fault outstanding, which bounds the faults. A thread that has just handed its fault back may not be idle yet when
+//! the next one comes, and another is started for that; they stay until the context ends.
 
 use super::abi::{fault::AccessKind, pci, status::Status};
 use super::context::Context;

@@ -149,9 +149,9 @@ impl Scene {
     }
 }
 
-/// Where the first page is a state can't be reached yet.
+/// Why cells of this state are not there yet.
 pub(crate) fn missing(state: State) -> Option<&'static str> {
-    (state == State::Coherent).then_some("there is no policy by range yet")
+    (state == State::Coherent).then_some("what an event does to coherent pages is not tried yet")
 }
 
 /// Private anonymous memory at an address where nothing is.
